@@ -1,0 +1,115 @@
+"""Unfoldings, their singular values, and the metric in which "nearest" is measured.
+
+A weight (S, C/g, *kernel) of a layer with g groups is handled as a stack of g independent tensors (g, S/g, C/g, k), k the
+kernel's size, so that one batched routine serves plain and grouped layers. Mode 0 is the output axis (the paper's mode 1),
+mode 1 the input axis (the paper's mode 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def stack(weight: Tensor, groups: int) -> Tensor:
+    """(S, C/g, *kernel) -> (g, S/g, C/g, k)."""
+    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+
+
+def unstack(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """(g, S/g, C/g, k) -> `shape`, the inverse of `stack`."""
+    return tensor.reshape(tuple(shape))
+
+
+def unfold(tensor: Tensor, mode: int) -> Tensor:
+    """Mode-`mode` unfolding of each tensor of the stack: (g, n_mode, rest)."""
+    moved = tensor.movedim(mode + 1, 1)
+    return moved.reshape(moved.shape[0], moved.shape[1], -1)
+
+
+def multiply(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
+    """Mode product: `matrix` (g, m, n_mode) applied to axis `mode` of each (g, S/g, C/g, k)."""
+    return torch.einsum("gmn,gnck->gmck" if mode == 0 else "gmn,gsnk->gsmk", matrix, tensor)
+
+
+def leading(tensor: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (g, n, n) and singular values (g, n), largest first, of the mode-`mode` unfolding.
+
+    By the eigenvectors of the Gram matrix in float64: ten times cheaper than an SVD where the unfolding is wide, and exact
+    to about 1e-8 of the largest singular value, far below a float32 weight's own precision.
+    """
+    matrix = unfold(tensor, mode).double()
+    values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+    return vectors.flip(-1), values.flip(-1).clamp_min(0.0).sqrt()
+
+
+def truncate(tensor: Tensor, mode: int, rank: int, vectors: Tensor) -> Tensor:
+    """The nearest tensor whose mode-`mode` unfolding has rank `rank` (Eckart-Young): the paper's hard S_tau, Eq. 13-14."""
+    kept = vectors[..., :rank]
+    return multiply(tensor.double(), kept @ kept.mT, mode)
+
+
+def hooi(tensor: Tensor, ranks: tuple[int, int], sweeps: int = 3) -> tuple[Tensor, Tensor]:
+    """Factors (g, S/g, R1) and (g, C/g, R2) of the best Tucker-2 approximation found by alternating from the HOSVD.
+
+    De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21(4), 2000: each sweep can only lower the error, and a few suffice.
+    """
+    tensor = tensor.double()
+    u1 = leading(tensor, 0)[0][..., : ranks[0]]
+    u2 = leading(tensor, 1)[0][..., : ranks[1]]
+    for _ in range(sweeps):
+        u1 = leading(multiply(tensor, u2.mT, 1), 0)[0][..., : ranks[0]]
+        u2 = leading(multiply(tensor, u1.mT, 0), 1)[0][..., : ranks[1]]
+    return u1, u2
+
+
+def _roots(moment: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Square root and inverse square root of symmetric (g, n, n) `moment`, after adding `ridge` of its mean eigenvalue."""
+    moment = moment.double()
+    size = moment.shape[-1]
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    values, vectors = torch.linalg.eigh(moment / mean[..., None] + ridge * torch.eye(size, dtype=torch.float64))
+    values = values.clamp_min(ridge) * mean
+    return (vectors * values.sqrt()[..., None, :]) @ vectors.mT, (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Weights are compared by what they do: || G^1/2 (W - W') A^1/2 ||, not || W - W' ||.
+
+    A (g, C/g, C/g) is the second moment of the input's channels, G (g, S/g, S/g) that of the loss gradient at the output;
+    held as square roots and their inverses, float64, on the CPU.
+    """
+
+    output_root: Tensor
+    output_inverse: Tensor
+    input_root: Tensor
+    input_inverse: Tensor
+
+    @staticmethod
+    def of_moments(input_moment: Tensor, output_moment: Tensor, ridge: float = 1e-3) -> Metric:
+        """From A and G; `ridge` (a share of the mean eigenvalue) keeps directions that the samples did not excite."""
+        output_root, output_inverse = _roots(output_moment, ridge)
+        input_root, input_inverse = _roots(input_moment, ridge)
+        return Metric(output_root, output_inverse, input_root, input_inverse)
+
+    def whiten(self, tensor: Tensor) -> Tensor:
+        """G^1/2 W A^1/2 of a stack (g, S/g, C/g, k)."""
+        return multiply(multiply(tensor.double(), self.output_root, 0), self.input_root, 1)
+
+    def colour(self, tensor: Tensor) -> Tensor:
+        """The inverse of `whiten`."""
+        return multiply(multiply(tensor.double(), self.output_inverse, 0), self.input_inverse, 1)
+
+
+def whiten(tensor: Tensor, metric: Metric | None) -> Tensor:
+    """`tensor` in the space in which distances count; float64."""
+    return tensor.double() if metric is None else metric.whiten(tensor)
+
+
+def colour(tensor: Tensor, metric: Metric | None) -> Tensor:
+    """Back from that space."""
+    return tensor if metric is None else metric.colour(tensor)

@@ -1,0 +1,89 @@
+"""The registry of decompositions. Outside its own file no method is ever named.
+
+A method is five pure functions and the modes whose unfolding ranks it chooses. Weights are torch tensors in the canonical
+form (S, C/groups, *kernel); ranks are per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from batude_onnx.decomposition.linalg import Metric
+from batude_onnx.records import Cost, FactorChain, Geometry, Site
+
+Ranks = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to factor a layer.
+
+    `applies(shape, groups)`: None, or why the method is not for such a layer.
+    `modes`: for each rank, the axis of the weight whose unfolding it bounds (0 output, 1 input).
+    `max_ranks(shape, groups)`: the largest useful ranks.
+    `cost(site, ranks)`: parameters and MACs of the chain, biases left out.
+    `project(weight, groups, ranks, metric)`: the nearest tensor of those ranks, same shape and dtype.
+    `factor(weight, bias, geometry, ranks, metric)`: the chain that computes the projected layer.
+    `reconstruct(chain)`: the dense weight that a chain stands for, float64.
+    """
+
+    name: str
+    modes: tuple[int, ...]
+    applies: Callable[[tuple[int, ...], int], str | None]
+    max_ranks: Callable[[tuple[int, ...], int], Ranks]
+    cost: Callable[[Site, Ranks], Cost]
+    project: Callable[[Tensor, int, Ranks, Metric | None], Tensor]
+    factor: Callable[[Tensor, Tensor | None, Geometry, Ranks, Metric | None], FactorChain]
+    reconstruct: Callable[[FactorChain], Tensor]
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Add a method; a second one of the same name is a programming error."""
+    if method.name in _METHODS:
+        raise ValueError(f"decomposition {method.name!r} is registered twice")
+    _METHODS[method.name] = method
+    return method
+
+
+def methods() -> tuple[Method, ...]:
+    """All registered methods, in the order of registration."""
+    return tuple(_METHODS.values())
+
+
+def method(name: str) -> Method:
+    """The method of that name."""
+    return _METHODS[name]
+
+
+def method_of(site: Site) -> Method:
+    """The method assigned to a compressible site."""
+    if site.method is None:
+        raise ValueError(f"{site.key} is left whole: {site.reason}")
+    return _METHODS[site.method]
+
+
+def dense_cost(site: Site) -> Cost:
+    """What the untouched layer costs, bias left out."""
+    return Cost(site.params, site.macs)
+
+
+def assign(site: Site) -> Site:
+    """Give a site its method, or the reason why it stays whole."""
+    if site.reason is not None:
+        return site
+    refusals = []
+    for candidate in _METHODS.values():
+        refusal = candidate.applies(site.shape, site.geometry.groups)
+        if refusal is None:
+            smallest = candidate.cost(site, (1,) * len(candidate.modes))
+            if smallest.params < site.params:
+                return replace(site, method=candidate.name)
+            refusal = f"would not get smaller: {smallest.params} weights at rank 1, {site.params} now"
+        refusals.append(refusal)
+    return replace(site, reason=refusals[-1])

@@ -1,0 +1,84 @@
+"""Truncated SVD: a layer whose kernel is one point (1x1 Conv, Gemm, MatMul) as two, C -> R -> S.
+
+    W(s,c) = sum over r of B1(s,r) B2(r,c)
+
+The first factor takes the stride and pads, so that both run on the smaller map.
+"""
+
+from __future__ import annotations
+
+from math import prod, sqrt
+
+import torch
+from torch import Tensor
+
+from batude_onnx.decomposition import linalg
+from batude_onnx.decomposition.linalg import Metric
+from batude_onnx.decomposition.registry import Method, Ranks, register
+from batude_onnx.records import Cost, FactorChain, Geometry, LayerSpec, Site
+
+NAME = "svd"
+
+
+def applies(shape: tuple[int, ...], groups: int) -> str | None:
+    """For kernels of one point that mix channels."""
+    if prod(shape[2:]) > 1:
+        return "kernel larger than one point"
+    if groups > 1 and shape[1] == 1:
+        return "depthwise: every channel has a weight of its own, there is nothing to share"
+    return None
+
+
+def max_ranks(shape: tuple[int, ...], groups: int) -> Ranks:
+    """(R,) beyond which the chain is exact."""
+    return (min(shape[0] // groups, shape[1]),)
+
+
+def cost(site: Site, ranks: Ranks) -> Cost:
+    """R*(C + S) weights, all at the output's positions."""
+    params = ranks[0] * (site.channels_in + site.channels_out)
+    return Cost(params, params * site.positions)
+
+
+def _factors(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -> tuple[Tensor, Tensor]:
+    """B1 (g, S/g, R), B2 (g, R, C/g), float64."""
+    white = linalg.whiten(linalg.stack(weight, groups), metric)
+    u = linalg.leading(white, 0)[0][..., : ranks[0]]
+    v = u.mT @ white[..., 0]
+    if metric is None:
+        return u, v
+    return metric.output_inverse @ u, v @ metric.input_inverse
+
+
+def project(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -> Tensor:
+    """The matrix of rank R nearest to `weight` in the metric."""
+    b1, b2 = _factors(weight, groups, ranks, metric)
+    return linalg.unstack(b1 @ b2, weight.shape).to(weight.dtype)
+
+
+def factor(weight: Tensor, bias: Tensor | None, geometry: Geometry, ranks: Ranks, metric: Metric | None) -> FactorChain:
+    """Two layers whose product is `project(weight, ...)`, their Frobenius norms made equal."""
+    groups, dimensions = geometry.groups, weight.ndim - 2
+    b1, b2 = _factors(weight, groups, ranks, metric)
+    n1, n2 = float(b1.norm()), float(b2.norm())
+    scale = sqrt(n1 / n2) if n1 and n2 else 1.0
+    one = (1,) * dimensions
+    parts = (
+        ((b2 * scale).reshape(groups * ranks[0], weight.shape[1], *one), None, geometry),
+        ((b1 / scale).reshape(weight.shape[0], ranks[0], *one), bias, Geometry.pointwise(dimensions, groups)),
+    )
+    layers = (
+        LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts
+    )
+    return FactorChain(NAME, tuple(layers))
+
+
+def reconstruct(chain: FactorChain) -> Tensor:
+    """The dense (S, C/g, 1...) weight of the chain."""
+    first, last = (torch.from_numpy(layer.weight).double() for layer in chain.layers)
+    groups = chain.layers[0].geometry.groups
+    dense = linalg.stack(last, groups)[..., 0] @ linalg.stack(first, groups)[..., 0]
+    return dense.reshape(last.shape[0], *first.shape[1:])
+
+
+METHOD = register(Method(NAME, (0,), applies, max_ranks, cost, project, factor, reconstruct))

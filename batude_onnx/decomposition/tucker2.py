@@ -1,0 +1,96 @@
+"""Tucker-2: a KxK convolution as 1x1, KxK, 1x1 (Eq. 2-5).
+
+    W(s,c,i,j) = sum over r1, r2 of B1(r1,s) Core(r1,r2,i,j) B2(r2,c)
+
+    1x1 conv C -> R2 (B2), KxK conv R2 -> R1 (Core, with the stride, pads and dilation), 1x1 conv R1 -> S (B1, with the bias).
+
+A grouped convolution is factored group by group with the same ranks, as three grouped convolutions.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from batude_onnx.decomposition import linalg
+from batude_onnx.decomposition.linalg import Metric
+from batude_onnx.decomposition.registry import Method, Ranks, register
+from batude_onnx.records import Cost, FactorChain, Geometry, LayerSpec, Site
+
+NAME = "tucker2"
+
+
+def applies(shape: tuple[int, ...], groups: int) -> str | None:
+    """For kernels larger than one point that mix channels."""
+    if prod(shape[2:]) == 1:
+        return "kernel of one point: nothing for a spatial core"
+    if groups > 1 and shape[1] == 1:
+        return "depthwise: every channel has a kernel of its own, there is nothing to share"
+    return None
+
+
+def max_ranks(shape: tuple[int, ...], groups: int) -> Ranks:
+    """(R1, R2) beyond which the chain is exact: the two unfoldings' own bounds."""
+    out, into, k = shape[0] // groups, shape[1], prod(shape[2:])
+    return min(out, into * k), min(into, out * k)
+
+
+def cost(site: Site, ranks: Ranks) -> Cost:
+    """R2*C + R1*R2*K*K + R1*S per group; the first factor runs on the input's positions, the others on the output's."""
+    r1, r2 = ranks
+    groups = site.geometry.groups
+    first = r2 * site.channels_in
+    rest = groups * r1 * r2 * prod(site.kernel) + r1 * site.channels_out
+    return Cost(first + rest, first * site.input_positions + rest * site.positions)
+
+
+def _factors(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -> tuple[Tensor, Tensor, Tensor]:
+    """B1 (g, S/g, R1), core (g, R1, R2, k), B2 (g, R2, C/g), float64."""
+    white = linalg.whiten(linalg.stack(weight, groups), metric)
+    u1, u2 = linalg.hooi(white, (ranks[0], ranks[1]))
+    core = linalg.multiply(linalg.multiply(white, u1.mT, 0), u2.mT, 1)
+    if metric is None:
+        return u1, core, u2.mT
+    return metric.output_inverse @ u1, core, u2.mT @ metric.input_inverse
+
+
+def project(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -> Tensor:
+    """The Tucker-2 tensor of ranks (R1, R2) nearest to `weight` in the metric."""
+    b1, core, b2 = _factors(weight, groups, ranks, metric)
+    dense = linalg.multiply(linalg.multiply(core, b1, 0), b2.mT, 1)
+    return linalg.unstack(dense, weight.shape).to(weight.dtype)
+
+
+def factor(weight: Tensor, bias: Tensor | None, geometry: Geometry, ranks: Ranks, metric: Metric | None) -> FactorChain:
+    """Three layers whose product is `project(weight, ...)`, their Frobenius norms made equal."""
+    groups, dimensions = geometry.groups, weight.ndim - 2
+    b1, core, b2 = _factors(weight, groups, ranks, metric)
+    norms = [float(part.norm()) for part in (b2, core, b1)]
+    common = prod(norms) ** (1 / 3)
+    scales = [common / norm if norm else 1.0 for norm in norms]
+    one = (1,) * dimensions
+    pointwise = Geometry.pointwise(dimensions, groups)
+    r1, r2 = ranks
+    parts = (
+        ((b2 * scales[0]).reshape(groups * r2, weight.shape[1], *one), None, pointwise),
+        ((core * scales[1]).reshape(groups * r1, r2, *weight.shape[2:]), None, geometry),
+        ((b1 * scales[2]).reshape(weight.shape[0], r1, *one), bias, pointwise),
+    )
+    layers = (
+        LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts
+    )
+    return FactorChain(NAME, tuple(layers))
+
+
+def reconstruct(chain: FactorChain) -> Tensor:
+    """The dense (S, C/g, *kernel) weight of the chain."""
+    first, middle, last = (torch.from_numpy(layer.weight).double() for layer in chain.layers)
+    groups = chain.layers[1].geometry.groups
+    b2, core, b1 = (linalg.stack(part, groups) for part in (first, middle, last))
+    dense = linalg.multiply(linalg.multiply(core, b1[..., 0], 0), b2[..., 0].mT, 1)
+    return dense.reshape(last.shape[0], first.shape[1], *middle.shape[2:])
+
+
+METHOD = register(Method(NAME, (0, 1), applies, max_ranks, cost, project, factor, reconstruct))

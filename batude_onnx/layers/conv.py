@@ -1,0 +1,102 @@
+"""Conv, 1-D to 3-D, grouped or not: one node becomes a chain of Conv nodes.
+
+The layer of the chain that has the original's kernel size keeps the original's attributes as they are written (pads, also
+asymmetric ones, auto_pad, strides, dilations), so that a padding which depends on the input's size stays correct.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import onnx_ir as ir
+
+from batude_onnx.layers import constants
+from batude_onnx.layers.registry import Description, LayerKind, Maker, Shapes, Whole, register
+from batude_onnx.records import FactorChain, FloatArray, Geometry
+
+OP = "Conv"
+
+
+def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else tuple(attribute.as_ints())
+
+
+def geometry_of(node: ir.Node, dimensions: int) -> Geometry:
+    """The attributes of a (transposed) convolution, defaults filled in."""
+    group, auto_pad = node.attributes.get("group"), node.attributes.get("auto_pad")
+    return Geometry(
+        _ints(node, "strides", (1,) * dimensions),
+        _ints(node, "pads", (0,) * (2 * dimensions)),
+        _ints(node, "dilations", (1,) * dimensions),
+        1 if group is None else group.as_int(),
+        "NOTSET" if auto_pad is None else auto_pad.as_string(),
+    )
+
+
+def describe(node: ir.Node) -> Description:
+    """Weight (S, C/g, *kernel), input 1; bias, input 2."""
+    weight = constants.source(node.inputs[1])
+    if weight is None:
+        raise Whole("its weight is computed in the graph, not stored")
+    held = constants.tensor(weight)
+    if held.dtype not in constants.FLOATS:
+        raise Whole(f"its weight is stored as {held.dtype.name}, not as floating point")
+    if constants.uses(weight) > 1:
+        raise Whole(f"its weight {weight.name} is shared by {constants.uses(weight)} nodes")
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = constants.source(given)
+    if given is not None and bias is None:
+        raise Whole("its bias is computed in the graph, not stored")
+    shape = tuple(int(size) for size in held.shape.numpy())
+    return Description(weight, bias, shape, geometry_of(node, len(shape) - 2))
+
+
+def _same(node: ir.Node, weight: FloatArray) -> FloatArray:
+    return weight
+
+
+def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int]:
+    """Output and input positions of one run; 0 where shapes are unknown."""
+    out, into = shapes.get(str(node.outputs[0].name)), shapes.get(str(node.inputs[0].name)) if node.inputs[0] else None
+    return (0 if out is None else out[0] * prod(out[2:])), (0 if into is None else into[0] * prod(into[2:]))
+
+
+def macs(node: ir.Node, shapes: Shapes) -> int | None:
+    """S * C/g * kernel, at each output position."""
+    weight = shapes.get(str(node.inputs[1].name)) if node.inputs[1] else None
+    count = positions(node, shapes)[0]
+    return None if weight is None or not count else prod(weight) * count
+
+
+def chain(node: ir.Node, chain: FactorChain, maker: Maker) -> list[ir.Node]:
+    """One Conv for each layer of the chain; the last one carries the bias."""
+    nodes: list[ir.Node] = []
+    data = node.inputs[0]
+    for number, layer in enumerate(chain.layers, 1):
+        inputs = [data, maker.initializer(f"factor{number}_weight", layer.weight)]
+        if layer.bias is not None:
+            inputs.append(maker.initializer(f"factor{number}_bias", layer.bias))
+        geometry = layer.geometry
+        padding = {"auto_pad": geometry.auto_pad} if geometry.auto_pad != "NOTSET" else {"pads": geometry.pads}
+        made = ir.node(
+            OP,
+            inputs,
+            attributes={
+                "kernel_shape": layer.weight.shape[2:],
+                "strides": geometry.strides,
+                "dilations": geometry.dilations,
+                "group": geometry.groups,
+                **padding,
+            },
+            name=maker.name(f"factor{number}_node"),
+            version=node.version,
+        )
+        made.outputs[0].name = maker.name(f"factor{number}")
+        made.outputs[0].type = node.outputs[0].type
+        nodes.append(made)
+        data = made.outputs[0]
+    return nodes
+
+
+KIND = register(LayerKind(OP, describe, _same, _same, macs, positions, chain))

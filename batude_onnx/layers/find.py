@@ -1,0 +1,82 @@
+"""Every layer of a graph as a `Site`, and what a graph costs as it stands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import onnx_ir as ir
+
+from batude_onnx.layers import constants
+from batude_onnx.layers.registry import Shapes, Whole, kind_of
+from batude_onnx.records import Cost, FloatArray, Geometry, Site
+
+
+def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
+    """Every node of a registered kind in the main graph, in graph order.
+
+    A site that cannot be changed carries the reason; the others have neither method nor reason yet.
+    """
+    sites = []
+    for node in model.graph:
+        kind = kind_of(node)
+        if kind is None:
+            continue
+        out, into = kind.positions(node, shapes)
+        blank = Site(
+            str(node.outputs[0].name), node.name or "", node.op_type, "", None, (), Geometry(), out, into, None
+        )  # fmt: skip
+        try:
+            described = kind.describe(node)
+        except Whole as reason:
+            weight = node.inputs[1]
+            shape = shapes.get(str(weight.name), ()) if weight is not None else ()
+            sites.append(replace(blank, shape=shape, reason=str(reason)))
+            continue
+        bias = None if described.bias is None else constants.name_of(described.bias)
+        sites.append(
+            replace(
+                blank,
+                weight=constants.name_of(described.weight),
+                bias=bias,
+                shape=described.shape,
+                geometry=described.geometry,
+                reason=None if kind.chain else "not decomposed",
+            )
+        )
+    return tuple(sites)
+
+
+def nodes_by_key(model: ir.Model) -> dict[str, ir.Node]:
+    """The nodes of the main graph by their first output's name."""
+    return {str(node.outputs[0].name): node for node in model.graph if node.outputs}
+
+
+def read_weight(node: ir.Node) -> FloatArray:
+    """The canonical weight (S, C/groups, *kernel) of a layer."""
+    kind = kind_of(node)
+    assert kind is not None
+    return kind.canonical(node, constants.read(kind.describe(node).weight))
+
+
+def count(model: ir.Model, shapes: Shapes) -> Cost:
+    """Parameters and MACs of the graph as it stands.
+
+    Parameters: elements of all floating-point constants, shared ones once, wherever they are held. MACs per sample: all
+    convolutions and matrix products; one whose shapes are unknown counts as nothing.
+    """
+    params = 0
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.dtype.is_floating_point():
+                params += value.const_value.size
+    macs = 0
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and constants.source(node.outputs[0]) is not None:
+            held = ir.convenience.get_const_tensor(node.outputs[0])
+            if held is not None and held.dtype.is_floating_point():
+                params += prod(held.shape.numpy())
+        kind = kind_of(node)
+        if kind is not None:
+            macs += kind.macs(node, shapes) or 0
+    return Cost(params, macs)

@@ -1,0 +1,110 @@
+"""Gemm and MatMul with a constant right factor: one node becomes a chain of the same op.
+
+The canonical weight is (S, C): a MatMul's stored (C, S) transposed, a Gemm's likewise unless transB is set.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import onnx_ir as ir
+
+from batude_onnx.layers import constants
+from batude_onnx.layers.registry import Description, LayerKind, Maker, Shapes, Whole, register
+from batude_onnx.records import FactorChain, FloatArray, Geometry
+
+
+def _number(node: ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(attribute.value)
+
+
+def _stored_as_is(node: ir.Node) -> bool:
+    return _number(node, "transB", 0) != 0
+
+
+def canonical(node: ir.Node, weight: FloatArray) -> FloatArray:
+    """Stored -> (S, C)."""
+    return weight if _stored_as_is(node) else weight.T
+
+
+stored = canonical  # a transposition is its own inverse
+
+
+def _weight(node: ir.Node) -> tuple[ir.Value, tuple[int, ...]]:
+    weight = constants.source(node.inputs[1])
+    if weight is None:
+        raise Whole("both factors are computed in the graph")
+    held = constants.tensor(weight)
+    if held.dtype not in constants.FLOATS:
+        raise Whole(f"its weight is stored as {held.dtype.name}, not as floating point")
+    if constants.uses(weight) > 1:
+        raise Whole(f"its weight {weight.name} is shared by {constants.uses(weight)} nodes")
+    shape = tuple(int(size) for size in held.shape.numpy())
+    if len(shape) != 2:
+        raise Whole(f"its constant factor has {len(shape)} dimensions, not 2")
+    return weight, shape if _stored_as_is(node) else shape[::-1]
+
+
+def describe_matmul(node: ir.Node) -> Description:
+    """x (..., C) @ B (C, S)."""
+    weight, shape = _weight(node)
+    return Description(weight, None, shape, Geometry.pointwise(0))
+
+
+def describe_gemm(node: ir.Node) -> Description:
+    """alpha x B + beta C, with alpha = beta = 1 and x not transposed."""
+    if _number(node, "transA", 0):
+        raise Whole("Gemm with transA = 1")
+    if _number(node, "alpha", 1.0) != 1.0 or _number(node, "beta", 1.0) != 1.0:
+        raise Whole("Gemm with alpha or beta other than 1")
+    weight, shape = _weight(node)
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = constants.source(given)
+    if given is not None and bias is None:
+        raise Whole("its bias is computed in the graph, not stored")
+    if bias is not None and tuple(constants.tensor(bias).shape.numpy()) != shape[:1]:
+        raise Whole("its bias is not one value for each output")
+    return Description(weight, bias, shape, Geometry.pointwise(0))
+
+
+def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int]:
+    """Rows of the left factor, over all leading axes."""
+    out = shapes.get(str(node.outputs[0].name))
+    count = 0 if out is None else prod(out[:-1])
+    return count, count
+
+
+def macs(node: ir.Node, shapes: Shapes) -> int | None:
+    """Output elements times the length of the sum."""
+    out, left = shapes.get(str(node.outputs[0].name)), shapes.get(str(node.inputs[0].name)) if node.inputs[0] else None
+    if out is None or not left:
+        return None
+    return prod(out) * left[0 if _number(node, "transA", 0) else -1]
+
+
+def chain(node: ir.Node, chain: FactorChain, maker: Maker) -> list[ir.Node]:
+    """One node of the same op for each layer of the chain."""
+    nodes: list[ir.Node] = []
+    data = node.inputs[0]
+    for number, layer in enumerate(chain.layers, 1):
+        inputs = [data, maker.initializer(f"factor{number}_weight", canonical(node, layer.weight))]
+        if layer.bias is not None:
+            inputs.append(maker.initializer(f"factor{number}_bias", layer.bias))
+        made = ir.Node(
+            node.domain,
+            node.op_type,
+            inputs,
+            [ir.AttrInt64("transB", 1)] if _stored_as_is(node) else [],
+            name=maker.name(f"factor{number}_node"),
+            version=node.version,
+        )
+        made.outputs[0].name = maker.name(f"factor{number}")
+        made.outputs[0].type = node.outputs[0].type
+        nodes.append(made)
+        data = made.outputs[0]
+    return nodes
+
+
+GEMM = register(LayerKind("Gemm", describe_gemm, canonical, stored, macs, positions, chain))
+MATMUL = register(LayerKind("MatMul", describe_matmul, canonical, stored, macs, positions, chain))

@@ -1,0 +1,94 @@
+"""The registry of layer kinds: ops whose weight can be read as one canonical kernel and written back as a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from batude_onnx.records import Cost, FactorChain, FloatArray, Geometry, Site
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Whole(Exception):
+    """Raised by `describe` for a node that is left alone; the text is the reason that the user reads."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a node says of its layer: where its weight and bias live, the canonical shape, and the geometry."""
+
+    weight: ir.Value
+    bias: ir.Value | None
+    shape: tuple[int, ...]
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """One op.
+
+    `describe(node)`: the layer, or raises `Whole`.
+    `canonical(node, stored)`: the weight as stored -> (S, C/groups, *kernel); `stored` is its inverse.
+    `macs(node, shapes)`: multiply-accumulates of one run, None where shapes are unknown.
+    `positions(node, shapes)`: how often the kernel is applied, on the output's and on the input's side.
+    `chain(node, site, chain, maker)`: the nodes that compute the chain; `maker` names values and adds initializers.
+    """
+
+    op: str
+    describe: Callable[[ir.Node], Description]
+    canonical: Callable[[ir.Node, FloatArray], FloatArray]
+    stored: Callable[[ir.Node, FloatArray], FloatArray]
+    macs: Callable[[ir.Node, Shapes], int | None]
+    positions: Callable[[ir.Node, Shapes], tuple[int, int]]
+    chain: Callable[[ir.Node, FactorChain, Maker], list[ir.Node]] | None
+
+
+class Maker:
+    """Makes the initializers and values of new nodes, under names derived from the replaced node's output."""
+
+    def __init__(self, graph: ir.Graph, base: str, dtype: ir.DataType) -> None:
+        self._graph, self._base, self._dtype = graph, base, dtype
+        self._taken = {value.name for node in graph for value in node.outputs}
+        self._taken |= set(graph.initializers) | {value.name for value in graph.inputs}
+
+    def name(self, suffix: str) -> str:
+        """`<base>_<suffix>`, numbered where the graph already has that name."""
+        wanted = f"{self._base}_{suffix}"
+        name, k = wanted, 1
+        while name in self._taken:
+            name, k = f"{wanted}_{k}", k + 1
+        self._taken.add(name)
+        return name
+
+    def initializer(self, suffix: str, values: FloatArray) -> ir.Value:
+        """A new constant in the stored type of the weight that it replaces."""
+        name = self.name(suffix)
+        array = np.ascontiguousarray(values.astype(self._dtype.numpy()))
+        value = ir.Value(
+            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(self._dtype), const_value=ir.Tensor(array, name=name)
+        )
+        self._graph.register_initializer(value)
+        return value
+
+
+_KINDS: dict[str, LayerKind] = {}
+
+
+def register(kind: LayerKind) -> LayerKind:
+    """Add a kind; a second one of the same op is a programming error."""
+    if kind.op in _KINDS:
+        raise ValueError(f"layer kind {kind.op!r} is registered twice")
+    _KINDS[kind.op] = kind
+    return kind
+
+
+def kind_of(node: ir.Node) -> LayerKind | None:
+    """The kind of a node, None for all other ops."""
+    return _KINDS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+
+
+__all__ = ["Cost", "Description", "LayerKind", "Maker", "Shapes", "Site", "Whole", "kind_of", "register"]

@@ -1,0 +1,5 @@
+"""Surgery on the original graph."""
+
+from batude_onnx.rewriting.rewrite import rewrite
+
+__all__ = ["rewrite"]

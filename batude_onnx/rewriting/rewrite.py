@@ -1,0 +1,97 @@
+"""Chosen layers replaced by their chains, in the original graph.
+
+    x -> Conv(W) -> y      becomes      x -> Conv -> Conv -> Conv -> y
+
+y keeps its name, type and shape; everything that was not chosen stays as it was, apart from the values of weights that
+training has changed. The input model is not touched: a clone is edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from batude_onnx.layers import Maker, constants, kind_of, nodes_by_key
+from batude_onnx.records import FactorChain, FloatArray
+
+
+def rewrite(
+    model: ir.Model,
+    chains: Mapping[str, FactorChain],
+    *,
+    weights: Mapping[str, FloatArray] | None = None,
+    biases: Mapping[str, FloatArray] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> ir.Model:
+    """A copy of `model` with the layers named in `chains` replaced.
+
+    `weights`: new values of other constants, by name, in the shape in which they are stored.
+    `biases`: biases for layers that had none and stay whole, by the layer's key, (S,).
+    `metadata`: entries added to the model's metadata_props.
+    """
+    edited = model.clone()
+    graph = edited.graph
+    nodes = nodes_by_key(edited)
+    roots = _roots(graph)
+    for name, values in (weights or {}).items():
+        constants.store(roots[name], values)
+    for key, values in (biases or {}).items():
+        _add_bias(graph, nodes[key], values)
+    for key, chain in chains.items():
+        _replace(graph, nodes[key], chain)
+    edited.metadata_props.update(metadata or {})
+    return edited
+
+
+def _roots(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Every place where a constant lives, by name."""
+    roots = {name: value for name, value in graph.initializers.items() if value.const_value is not None}
+    for node in graph:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            roots[constants.name_of(node.outputs[0])] = node.outputs[0]
+    return roots
+
+
+def _stored_type(node: ir.Node) -> ir.DataType:
+    root = constants.source(node.inputs[1])
+    assert root is not None
+    return constants.tensor(root).dtype
+
+
+def _add_bias(graph: ir.Graph, node: ir.Node, values: FloatArray) -> None:
+    maker = Maker(graph, str(node.outputs[0].name), _stored_type(node))
+    node.resize_inputs(3)
+    node.replace_input_with(2, maker.initializer("bias", values))
+
+
+def _replace(graph: ir.Graph, node: ir.Node, chain: FactorChain) -> None:
+    kind = kind_of(node)
+    if kind is None or kind.chain is None:
+        raise ValueError(f"{node.op_type} has no chain")
+    output = node.outputs[0]
+    made = kind.chain(node, chain, Maker(graph, str(output.name), _stored_type(node)))
+    last = made[-1]
+    # The description of the layer goes with the node that now gives its output.
+    last.doc_string = node.doc_string
+    last.metadata_props.update(node.metadata_props)
+    last.outputs[0].doc_string = output.doc_string
+    last.outputs[0].metadata_props.update(output.metadata_props)
+    held = [value for value in node.inputs[1:] if value is not None]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [output], [last.outputs[0]])
+    for value in held:
+        _drop_unused(graph, value)
+
+
+def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove a constant that nothing reads any more, and the Identities that led to it."""
+    if value.uses() or value.is_graph_output():
+        return
+    producer = value.producer()
+    if producer is not None:
+        inputs = [given for given in producer.inputs if given is not None]
+        graph.remove(producer, safe=True)
+        for given in inputs:
+            _drop_unused(graph, given)
+    elif value.name in graph.initializers and not value.is_graph_input():
+        del graph.initializers[str(value.name)]
