@@ -1,0 +1,69 @@
+# Everything a contributor or the CI runs. `make` alone lists the targets.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+GPU ?=
+MODEL ?= models/resnet20-cifar10.onnx
+DATA ?= data/cifar10.npz
+BUDGET ?= 2.5x
+EPOCHS ?=
+
+runtime := $(if $(filter-out 0,$(GPU)),gpu,cpu)
+bin := .venv/bin
+# The stamp names the runtime: asking for the other one finds no stamp, and so installs again.
+ready := .venv/.done-$(runtime)
+
+# A budget may hold characters that a file name or a make target should not.
+space := $(subst ,, )
+plain = $(subst :,-,$(subst /,-,$(subst =,-,$(subst %,pct,$(subst $(space),-,$(strip $(1)))))))
+compressed = build/$(notdir $(basename $(MODEL)))-$(call plain,$(BUDGET))$(if $(EPOCHS),-$(EPOCHS)epochs).onnx
+
+.PHONY: help venv data baseline compress test check clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@echo "usage: make TARGET [PYTHON=python3] [GPU=1] [BUDGET=2.5x] [EPOCHS=n] [MODEL=file.onnx] [DATA=file.npz]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(ready) ## .venv with everything pinned in constraints.txt; GPU=1 takes onnxruntime-gpu
+
+data: data/cifar10.npz ## CIFAR-10 as one checked .npz file
+
+baseline: models/resnet20-cifar10.onnx ## train ResNet-20 and export it, unless the file is there
+
+compress: $(compressed) ## compress MODEL to BUDGET with DATA, into build/
+
+test: $(ready) ## the tests
+	@$(bin)/python -m pytest
+
+check: $(ready) ## what CI runs: ruff, mypy, tests
+	@$(bin)/ruff check .
+	@$(bin)/ruff format --check .
+	@$(bin)/mypy
+	@$(bin)/python -m pytest
+
+clean: ## remove build output (not .venv, data, models or runs)
+	@rm -rf build dist
+
+# onnxruntime and onnxruntime-gpu install into one folder: removing either breaks the other, so a switch removes both first.
+$(ready): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	    echo "Python 3.10 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1): make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(bin)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@rm -f .venv/.done-*
+	@echo "installing into .venv ($(runtime)); the first time takes minutes"
+	@if $(bin)/python -c 'from importlib.metadata import version; version("onnxruntime$(if $(filter cpu,$(runtime)),-gpu)")' 2>/dev/null; \
+	    then $(bin)/python -m pip uninstall -qq --yes onnxruntime onnxruntime-gpu; fi
+	@$(bin)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[$(runtime),datasets,dev]'
+	@touch $@
+
+# Order-only on .venv: a new version of a tool does not make finished work stale.
+data/cifar10.npz: | $(ready)
+	@$(bin)/python -m tools.fetch_data cifar10 --output $@
+
+models/resnet20-cifar10.onnx: | $(ready) data/cifar10.npz
+	@$(bin)/python -m tools.train_baseline --data data/cifar10.npz --output $@
+
+$(compressed): $(MODEL) $(DATA) | $(ready)
+	@mkdir -p $(@D)
+	@$(bin)/batude-onnx compress '$(MODEL)' --budget '$(BUDGET)' --data '$(DATA)' $(if $(EPOCHS),--epochs $(EPOCHS)) -o '$@'
