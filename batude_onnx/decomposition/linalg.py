@@ -46,6 +46,23 @@ def leading(tensor: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     return vectors.flip(-1), values.flip(-1).clamp_min(0.0).sqrt()
 
 
+def joint_losses(tensor: Tensor, modes: Sequence[int]) -> Tensor:
+    """What a truncation of several modes at once loses: squared norm, summed over the stack.
+
+    Entry [r1 - 1, r2 - 1, ...] is the energy of the core outside its leading (r1, r2, ...) corner. Exact for the truncated
+    HOSVD (De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21(4), 2000, property 10), where the sum of the modes' tails is a bound.
+    """
+    core = tensor.double()
+    for mode in modes:
+        core = multiply(core, leading(tensor, mode)[0].mT, mode)
+    energy = core.square().sum(0).movedim(tuple(modes), tuple(range(len(modes))))
+    energy = energy.reshape(*energy.shape[: len(modes)], -1).sum(-1)
+    kept = energy
+    for axis in range(len(modes)):
+        kept = kept.cumsum(axis)
+    return (energy.sum() - kept).clamp_min(0.0)
+
+
 def truncate(tensor: Tensor, mode: int, rank: int, vectors: Tensor) -> Tensor:
     """The nearest tensor whose mode-`mode` unfolding has rank `rank` (Eckart-Young): the paper's hard S_tau, Eq. 13-14."""
     kept = vectors[..., :rank]

@@ -67,9 +67,7 @@ def factor(weight: Tensor, bias: Tensor | None, geometry: Geometry, ranks: Ranks
         ((b2 * scale).reshape(groups * ranks[0], weight.shape[1], *one), None, geometry),
         ((b1 / scale).reshape(weight.shape[0], ranks[0], *one), bias, Geometry.pointwise(dimensions, groups)),
     )
-    layers = (
-        LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts
-    )
+    layers = (LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts)
     return FactorChain(NAME, tuple(layers))
 
 

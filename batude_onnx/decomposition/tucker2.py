@@ -78,9 +78,7 @@ def factor(weight: Tensor, bias: Tensor | None, geometry: Geometry, ranks: Ranks
         ((core * scales[1]).reshape(groups * r1, r2, *weight.shape[2:]), None, geometry),
         ((b1 * scales[2]).reshape(weight.shape[0], r1, *one), bias, pointwise),
     )
-    layers = (
-        LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts
-    )
+    layers = (LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts)
     return FactorChain(NAME, tuple(layers))
 
 
