@@ -1,0 +1,22 @@
+"""Models and data read and checked; files written whole."""
+
+from batude_onnx.loading.dataset import Dataset, holdout, load_dataset, preprocess
+from batude_onnx.loading.inputs import InputSpec, generate, input_specs
+from batude_onnx.loading.model import external_files, load_model
+from batude_onnx.loading.writing import check_writable, data_path, save_model, write_atomically
+
+__all__ = [
+    "Dataset",
+    "InputSpec",
+    "check_writable",
+    "data_path",
+    "external_files",
+    "generate",
+    "holdout",
+    "input_specs",
+    "load_dataset",
+    "load_model",
+    "preprocess",
+    "save_model",
+    "write_atomically",
+]

@@ -1,0 +1,176 @@
+"""An ONNX file read and checked: everything that is wrong with it is said here, before any work is done.
+
+Protobuf is a forgiving format: random bytes and cut files often parse, as an empty message or as a graph without an end.
+So a parsed file is not yet a model; it must hold an opset, nodes and outputs, its external data must be there in full, and
+the ONNX checker must accept it. Weights in external files are measured, never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import prod
+from pathlib import Path
+
+import onnx
+import onnx_ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no stubs
+
+from batude_onnx.errors import ModelError
+
+
+def load_model(path: Path) -> onnx_ir.Model:
+    """The model in `path`, external weights left on disk (they are memory-mapped when used).
+
+    Raises ModelError, one line each, for a path that is no file, bytes that are no complete ONNX model, external data that
+    is missing, short or outside of the model's folder, a model that the ONNX checker rejects, and the two things that
+    onnx-ir would drop without a word (quantization annotations and sparse initializers).
+    """
+    proto = _parse(path)
+    _require_complete(proto, path)
+    _refuse_what_would_be_lost(proto, path)
+    folder = path.resolve().parent
+    for tensor in _external_tensors(proto):
+        _check_external(tensor, folder, path)
+    _check_with_onnx(path)
+    try:
+        model = onnx_ir.serde.deserialize_model(proto)
+    except (onnx_ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"{path}: onnx-ir cannot read this model ({_one_line(error)}); simplify or re-export it") from error
+    onnx_ir.external_data.set_base_dir(model.graph, folder)
+    for function in model.functions.values():
+        onnx_ir.external_data.set_base_dir(function.graph, folder)
+    return model
+
+
+def external_files(model: onnx_ir.Model) -> tuple[Path, ...]:
+    """The files beside the model that hold its weights, each once, in the order of first use."""
+    found: dict[Path, None] = {}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, onnx_ir.ExternalTensor):
+                found[Path(value.const_value.path)] = None
+    return tuple(found)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    """The protobuf message in `path`, external data not read."""
+    if not path.exists():
+        raise ModelError(f"{path}: no such file; give the path of an .onnx file")
+    if not path.is_file():
+        raise ModelError(f"{path}: this is not a file; give the path of an .onnx file")
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise ModelError(f"{path}: the file is empty; export or download it again")
+        # The format is fixed: onnx.load would otherwise read a .json or .txt by its suffix.
+        return onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise ModelError(f"{path}: not an ONNX model, or cut short ({size} bytes); export or download it again") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _require_complete(proto: onnx.ModelProto, path: Path) -> None:
+    """A message that parsed may still be no model: refuse what is missing an essential part."""
+    parts = {
+        "IR version": proto.ir_version > 0,
+        "opset": len(proto.opset_import) > 0,
+        "graph": proto.HasField("graph"),
+        "nodes": len(proto.graph.node) > 0,
+        "outputs": len(proto.graph.output) > 0,
+    }
+    missing = [name for name, present in parts.items() if not present]
+    if missing:
+        lacks = ", no ".join(missing)
+        raise ModelError(f"{path}: not an ONNX model, or cut short: it has no {lacks}; export or download it again")
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """`graph` and every graph in the attributes of its nodes."""
+    yield graph
+    yield from _inner_graphs(graph.node)
+
+
+def _inner_graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+            for inner in attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _all_graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    yield from _graphs(proto.graph)
+    for function in proto.functions:
+        yield from _inner_graphs(function.node)
+
+
+def _refuse_what_would_be_lost(proto: onnx.ModelProto, path: Path) -> None:
+    """onnx-ir drops these silently, and the written file would no longer be the same model."""
+    for graph in _all_graphs(proto):
+        if graph.quantization_annotation:
+            names = ", ".join(note.tensor_name for note in graph.quantization_annotation[:3])
+            raise ModelError(
+                f"{path}: has {len(graph.quantization_annotation)} quantization annotations (of {names}), which would be lost; "
+                "give the float model, before quantization"
+            )
+        if graph.sparse_initializer:
+            names = ", ".join(sparse.values.name for sparse in graph.sparse_initializer[:3])
+            raise ModelError(
+                f"{path}: has {len(graph.sparse_initializer)} sparse initializers ({names}), which would be lost; "
+                "store them as dense initializers"
+            )
+    if proto.training_info:
+        raise ModelError(f"{path}: has training information, which would be lost; give the inference model")
+
+
+def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of the model, in initializers and in attributes, that lies in another file."""
+    nodes = [node for graph in _all_graphs(proto) for node in graph.node]
+    nodes += [node for function in proto.functions for node in function.node]
+    tensors = [tensor for graph in _all_graphs(proto) for tensor in graph.initializer]
+    for node in nodes:
+        for attribute in node.attribute:
+            tensors += [attribute.t] if attribute.HasField("t") else []
+            tensors += attribute.tensors
+    yield from (tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
+    """The file that `tensor` names must lie in the model's `folder` and be long enough to hold it."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    file = (folder / location).resolve()
+    if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
+        raise ModelError(
+            f"{path}: weight {tensor.name!r} points to external data {location!r} outside of the model's folder; "
+            "move the data file beside the model and save it with a relative location"
+        )
+    if not file.is_file():
+        raise ModelError(f"{path}: external data file {location!r} (weight {tensor.name!r}) is missing; put it into {folder}")
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
+        needed = -(-prod(tensor.dims) * onnx_ir.DataType(tensor.data_type).bitwidth // 8)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path}: weight {tensor.name!r} has unreadable external data fields ({_one_line(error)})") from error
+    size = file.stat().st_size
+    if offset < 0 or 0 <= length < needed or offset + needed > size:
+        raise ModelError(
+            f"{path}: weight {tensor.name!r} needs {needed} bytes at offset {offset} of {location!r}, "
+            f"which holds {size} bytes; the data file is cut short or belongs to another model"
+        )
+
+
+def _check_with_onnx(path: Path) -> None:
+    # By path, since the checker cannot take more than 2 GB as bytes and looks for external data beside the file.
+    try:
+        onnx.checker.check_model(path)
+    except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{path}: the ONNX checker rejects it: {_one_line(error)}; export it again") from error
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of what a library said, at most 300 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")

@@ -1,0 +1,18 @@
+"""The written file proved in onnxruntime: the same outputs, how good, how fast."""
+
+from batude_onnx.validation.accuracy import agreement, classification, is_classifier
+from batude_onnx.validation.latency import compare_latency
+from batude_onnx.validation.parity import compare, require
+from batude_onnx.validation.sessions import Session, open_session, run_batched
+
+__all__ = [
+    "Session",
+    "agreement",
+    "classification",
+    "compare",
+    "compare_latency",
+    "is_classifier",
+    "open_session",
+    "require",
+    "run_batched",
+]
