@@ -48,8 +48,7 @@ def simplify(model: onnx_ir.Model, shapes: Mapping[str, tuple[int, ...]] | None 
     if not same:
         raise ParityError("onnxsim's result computes something else than the model it was given; run with --no-simplify")
     _restore(simplified, original)
-    result = onnx_ir.from_proto(simplified)
-    return result
+    return onnx_ir.from_proto(simplified)
 
 
 def _in_memory(model: onnx_ir.Model) -> onnx_ir.Model:
@@ -84,14 +83,12 @@ def _run_quietly(proto: onnx.ModelProto, shapes: dict[str, list[int]] | None) ->
     """onnxsim's result and verdict; what it prints is kept from the terminal."""
     # Imported here since it takes two seconds, which most runs of the command line do not need.
     onnxsim: Any = import_module("onnxsim")
-    runtime = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-    refusals = tuple(kind for kind in vars(runtime).values() if isinstance(kind, type) and issubclass(kind, Exception))
     options: dict[str, Any] = {"check_n": 0} if shapes is None else {"check_n": 1, "test_input_shapes": shapes}
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
             simplified, same = onnxsim.simplify(proto, **options)
-    except (*refusals, onnx.checker.ValidationError, ValueError, RuntimeError, AssertionError, TypeError, KeyError) as error:
+    except Exception as error:  # onnxsim's C++, onnx and onnxruntime have no common base for what they raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ParityError(f"onnxsim cannot simplify this model ({reason}); run with --no-simplify") from error
     return simplified, bool(same)
