@@ -61,7 +61,8 @@ class Site:
     `key` is the node's first output name, unique in the graph. `positions` is how many times the kernel is applied per
     sample on the input side of each channel reduction (the product of the output's spatial sizes), 0 where shapes are
     unknown; `input_positions` the same for the input, since a factor in front of a strided core runs on the larger map.
-    `method` names the decomposition, or is None and `reason` says why the layer is left whole.
+    `method` names the decomposition, or is None and `reason` says why the layer is left whole. `normalised`: a
+    BatchNormalization reads its output.
     """
 
     key: str
@@ -75,6 +76,7 @@ class Site:
     input_positions: int
     method: str | None
     reason: str | None = None
+    normalised: bool = False
 
     @property
     def kernel(self) -> tuple[int, ...]:

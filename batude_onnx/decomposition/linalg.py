@@ -49,8 +49,8 @@ def leading(tensor: Tensor, mode: int) -> tuple[Tensor, Tensor]:
 def joint_losses(tensor: Tensor, modes: Sequence[int]) -> Tensor:
     """What a truncation of several modes at once loses: squared norm, summed over the stack.
 
-    Entry [r1 - 1, r2 - 1, ...] is the energy of the core outside its leading (r1, r2, ...) corner. Exact for the truncated
-    HOSVD (De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21(4), 2000, property 10), where the sum of the modes' tails is a bound.
+    Entry [r1 - 1, r2 - 1, ...] is the energy of the core outside its leading (r1, r2, ...) corner. Exact for a truncated
+    HOSVD (De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21(4), 2000), where the sum of the modes' tails is a bound.
     """
     core = tensor.double()
     for mode in modes:

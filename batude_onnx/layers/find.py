@@ -42,6 +42,7 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
                 shape=described.shape,
                 geometry=described.geometry,
                 reason=None if kind.chain else "not decomposed",
+                normalised=any(user.op_type == "BatchNormalization" for user, _ in node.outputs[0].uses()),
             )
         )
     return tuple(sites)

@@ -1,0 +1,142 @@
+"""One stretch of gradient descent, the same for BC-ADL and for fine-tuning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from batude_onnx.errors import TrainingError
+from batude_onnx.importer import GraphNet
+from batude_onnx.training.batches import Batches
+from batude_onnx.training.recipe import Phase, Recipe
+from batude_onnx.training.statistics import is_classifier
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; running means since the stretch's epoch began. `agreement` is with the labels, else with the teacher."""
+
+    phase: str
+    step: int
+    steps: int
+    epoch: int
+    epochs: float
+    loss: float
+    agreement: float | None
+    cost: int | None
+    gap: float | None
+    seconds: float
+
+    def row(self) -> Mapping[str, float | int | str]:
+        """For the history file; entries that do not apply are left out."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+Report = Callable[[Progress], None]
+
+
+class Hooks:
+    """What BC-ADL adds to plain training; the base class adds nothing."""
+
+    def before(self, step: int, steps: int) -> None:
+        """Called before each mini-batch."""
+
+    def gradients(self) -> Iterable[tuple[nn.Parameter, Tensor]]:
+        """Added to the gradients of the loss before each step of the optimizer."""
+        return ()
+
+    def cost(self) -> int | None:
+        """What the network would cost if it were decomposed now, in units of the budget."""
+        return None
+
+    def gap(self) -> float | None:
+        """How far the weights are from their low-rank copies."""
+        return None
+
+
+def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weights are decayed; biases and normalisation are not."""
+    decayed = [parameter for parameter in net.parameters() if parameter.ndim > 1]
+    plain = [parameter for parameter in net.parameters() if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def _hits(outputs: Sequence[Tensor], teacher: Sequence[Tensor] | None, labels: Tensor | None) -> int | None:
+    if not is_classifier(outputs):
+        return None
+    target = labels if labels is not None else (None if teacher is None else teacher[0].argmax(1))
+    return None if target is None else int((outputs[0].argmax(1) == target).sum())
+
+
+def train(
+    net: GraphNet,
+    teacher: GraphNet,
+    batches: Batches,
+    recipe: Recipe,
+    phase: Phase,
+    *,
+    name: str,
+    epochs: float,
+    report: Report,
+    hooks: Hooks | None = None,
+) -> list[Mapping[str, float | int | str]]:
+    """Train `net` for `epochs`; gives back one row of history for each epoch.
+
+    Raises TrainingError when the loss stops being finite.
+    """
+    hooks = hooks or Hooks()
+    steps = max(1, round(epochs * len(batches)))
+    groups = parameter_groups(net, recipe.weight_decay)
+    optimizer = torch.optim.SGD(groups, lr=phase.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    with_teacher = recipe.objective.needs_teacher(batches.labels is not None)
+    history: list[Mapping[str, float | int | str]] = []
+    step, began = 0, time.monotonic()
+    teacher.eval()
+    while step < steps:
+        net.train()
+        total, hits, seen, first = 0.0, 0, 0, step
+        for x, labels in batches.shuffled():
+            if step == steps:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = phase.rate(step / steps, step / len(batches))
+            hooks.before(step, steps)
+            target = None
+            if with_teacher:
+                with torch.no_grad():
+                    target = teacher(x)
+            outputs = net(x)
+            loss = recipe.objective(outputs, target, labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for parameter, added in hooks.gradients():
+                assert parameter.grad is not None
+                parameter.grad += added
+            optimizer.step()
+            value = float(loss.detach())
+            if value != value or value in (float("inf"), float("-inf")):
+                raise TrainingError(f"the loss became {value} in step {step + 1} of {name}: check the data, or lower the budget")
+            total, seen, step = total + value, seen + len(x), step + 1
+            right = _hits(outputs, target, labels)
+            hits += right or 0
+            last = Progress(
+                phase=name,
+                step=step,
+                steps=steps,
+                epoch=(step - 1) // len(batches) + 1,
+                epochs=epochs,
+                loss=total / (step - first),
+                agreement=None if right is None else 100.0 * hits / seen,
+                cost=hooks.cost(),
+                gap=hooks.gap(),
+                seconds=time.monotonic() - began,
+            )
+            report(last)
+        history.append(last.row())
+    net.eval()
+    return history

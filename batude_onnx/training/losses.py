@@ -1,0 +1,49 @@
+"""What is trained towards: the labels, where there are any, and the original model's own outputs.
+
+    loss = (1 - a) CE(student, labels) + a T^2 KL(softmax(teacher / T) || softmax(student / T))
+
+(Hinton et al., 2015). Outputs that are no classifier's are compared by their mean squared error, in units of the teacher's
+variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from batude_onnx.training.statistics import is_classifier
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`distill` is the weight a of the teacher where labels exist (1 where they do not), `temperature` is T."""
+
+    distill: float = 0.9
+    temperature: float = 4.0
+
+    def needs_teacher(self, labelled: bool) -> bool:
+        return self.distill > 0 or not labelled
+
+    def __call__(self, student: Sequence[Tensor], teacher: Sequence[Tensor] | None, labels: Tensor | None) -> Tensor:
+        """Mean over the batch; a scalar."""
+        if labels is None:
+            assert teacher is not None
+            return self._towards(student, teacher)
+        loss = F.cross_entropy(student[0].float(), labels)
+        if teacher is None:
+            return loss
+        return (1 - self.distill) * loss + self.distill * self._towards(student, teacher)
+
+    def _towards(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        if is_classifier(student):
+            t = self.temperature
+            target = (teacher[0].float() / t).log_softmax(1)
+            return t * t * F.kl_div((student[0].float() / t).log_softmax(1), target, log_target=True, reduction="batchmean")
+        total = student[0].new_zeros(())
+        for ours, theirs in zip(student, teacher, strict=True):
+            if ours.is_floating_point():
+                total = total + F.mse_loss(ours, theirs) / theirs.var().clamp_min(1e-12)
+        return total

@@ -1,0 +1,81 @@
+"""How ranks are chosen and what "nearest" means: the paper's way, and the one that the default recipe uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from batude_onnx.budget import solve_frontier, solve_greedy
+from batude_onnx.decomposition import Metric, linalg, method_of
+from batude_onnx.records import Budget, Cost, RankPlan, Site
+from batude_onnx.training.bcadl import Copies
+
+
+@dataclass(frozen=True)
+class PaperRules:
+    """One copy for each mode, truncated in that mode alone; ranks by the largest singular values of all layers together."""
+
+    sites: Sequence[Site]
+    budget: Budget
+    whole: Cost
+
+    def copies(self, key: str) -> int:
+        return len(method_of(self._site(key)).modes)
+
+    def _site(self, key: str) -> Site:
+        return next(site for site in self.sites if site.key == key)
+
+    def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
+        gains = {}
+        for site in self.sites:
+            stacks = [linalg.stack(part.detach().cpu(), site.geometry.groups) for part in v[site.key]]
+            pairs = zip(stacks, method_of(site).modes, strict=True)
+            # The groups of a layer share their ranks: what one more rank keeps is the norm over all groups.
+            gains[site.key] = [linalg.leading(stack, mode)[1].square().sum(0).sqrt().numpy() for stack, mode in pairs]
+        return solve_greedy(self.sites, gains, self.budget, self.whole)
+
+    def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
+        site = self._site(key)
+        nearest = []
+        for part, mode, rank in zip(v, method_of(site).modes, ranks, strict=True):
+            stack = linalg.stack(part.detach().cpu(), site.geometry.groups)
+            cut = linalg.truncate(stack, mode, rank, linalg.leading(stack, mode)[0])
+            nearest.append(linalg.unstack(cut, part.shape).to(part))
+        return tuple(nearest)
+
+
+@dataclass(frozen=True)
+class MeasuredRules:
+    """One copy, projected on all modes at once in the metric of the layer's own inputs and output gradients; ranks by what they
+    save of the loss for what they cost.
+
+    Without metrics the plain norm is used, relative to each layer's own: BatchNorm makes the layers' scales arbitrary.
+    """
+
+    sites: Sequence[Site]
+    budget: Budget
+    whole: Cost
+    metrics: Mapping[str, Metric]
+
+    def copies(self, key: str) -> int:
+        return 1
+
+    def _site(self, key: str) -> Site:
+        return next(site for site in self.sites if site.key == key)
+
+    def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
+        losses = {}
+        for site in self.sites:
+            stack = linalg.stack(v[site.key][0].detach().cpu(), site.geometry.groups)
+            white = linalg.whiten(stack, self.metrics.get(site.key))
+            scale = float(white.square().sum()) or 1.0
+            losses[site.key] = (linalg.joint_losses(white, method_of(site).modes) / scale).numpy()
+        return solve_frontier(self.sites, losses, self.budget, self.whole)
+
+    def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
+        site = self._site(key)
+        whole = v[0].detach().cpu()
+        near = method_of(site).project(whole, site.geometry.groups, ranks, self.metrics.get(key))
+        return (near.to(v[0]),)

@@ -1,0 +1,85 @@
+"""What a layer's weights do to the loss, from a few hundred samples: the moments behind a `Metric`.
+
+A is the second moment of the layer's input channels. G is the second moment of the gradient at the layer's output of the
+negative log-likelihood of labels *sampled from the model's own prediction* (the Fisher matrix's block in the Kronecker
+factorisation of Martens & Grosse, ICML 2015); no labels are needed. An output that is no classifier's is taken as the mean of
+a Gaussian instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batude_onnx.decomposition import Metric
+from batude_onnx.importer import GraphNet
+from batude_onnx.records import Site
+
+
+def is_classifier(outputs: Sequence[Tensor]) -> bool:
+    """One output of shape (N, K), K > 1."""
+    return len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1
+
+
+def channels_last_axis(x: Tensor, site: Site) -> Tensor:
+    """A layer's input or output as (rows, channels)."""
+    moved = x.movedim(1, -1) if len(site.shape) > 2 else x
+    return moved.reshape(-1, moved.shape[-1])
+
+
+def _moment(x: Tensor, site: Site) -> Tensor:
+    """Sum over rows of the outer products of each group's channels: (g, n, n), float64 on the CPU."""
+    rows = channels_last_axis(x, site).float()
+    grouped = rows.reshape(rows.shape[0], site.geometry.groups, -1).movedim(1, 0)
+    return (grouped.mT @ grouped).double().cpu()
+
+
+def sampled_loss(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    """Negative log-likelihood of labels drawn from the model's own prediction, summed over the batch."""
+    if is_classifier(outputs):
+        logits = outputs[0].float()
+        drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).to(logits.device)
+        return -logits.log_softmax(1).gather(1, drawn).sum()
+    total = outputs[0].new_zeros(())
+    for output in outputs:
+        if output.is_floating_point():
+            total = total + (output * torch.randn(output.shape, generator=generator).to(output.device)).sum()
+    return total
+
+
+def collect_metrics(
+    net: GraphNet, sites: Sequence[Site], inputs: Iterable[Tensor], seed: int = 0, ridge: float = 1e-3
+) -> dict[str, Metric]:
+    """One `Metric` for each site, from batches of `inputs` passed once forward and once backward in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    moments: dict[str, list[Tensor | float]] = {site.key: [0.0, 0.0] for site in sites}
+
+    def watch(site: Site) -> Any:
+        def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            held = moments[site.key]
+            held[0] = held[0] + _moment(given[0].detach(), site)
+
+            def backward(gradient: Tensor) -> None:
+                held[1] = held[1] + _moment(gradient, site)
+
+            output.register_hook(backward)
+
+        return net.step(site.key).register_forward_hook(hook)
+
+    handles = [watch(site) for site in sites]
+    net.eval()
+    for x in inputs:
+        sampled_loss(net(x), generator).backward()
+    for handle in handles:
+        handle.remove()
+    net.zero_grad(set_to_none=True)
+    metrics = {}
+    for site in sites:
+        into, out = moments[site.key]
+        assert isinstance(into, Tensor)
+        assert isinstance(out, Tensor)
+        metrics[site.key] = Metric.of_moments(into, out, ridge)
+    return metrics
