@@ -1,0 +1,203 @@
+"""Graph -> schedule: which values are weights, constants, or computed; where each lives; what every node becomes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, TopologicalSortPass
+from torch import Tensor
+
+from batude_onnx.errors import UnsupportedError
+from batude_onnx.importer.constants import origin, stored, torch_tensor, weight_behind
+from batude_onnx.importer.net import NONE, Call, GraphNet, Weight
+from batude_onnx.importer.registry import Entry, Op, find
+from batude_onnx.importer.view import NodeView, Refusal
+
+
+def import_graph(model: ir.Model) -> GraphNet:
+    """Turn an ONNX model into a torch module that computes the same and can be trained; the model is left untouched.
+
+    Raises UnsupportedError that names every node that cannot be imported, with the reason and what to do.
+    """
+    copy = model.clone()
+    for tidy in (InlinePass(), RemoveUnusedNodesPass(), TopologicalSortPass()):
+        copy = tidy(copy).model
+    return _Builder(copy).build()
+
+
+@dataclass
+class _Builder:
+    """Works through the nodes in order. `constants` and `learned` are the values known at import."""
+
+    model: ir.Model
+    constants: dict[ir.Value, Tensor] = field(default_factory=dict)
+    learned: dict[ir.Value, Tensor] = field(default_factory=dict)
+    slots: dict[ir.Value, int] = field(default_factory=dict)
+    held: dict[tuple[ir.Value, bool], int] = field(default_factory=dict)
+    on_host: set[ir.Value] = field(default_factory=set)
+    host: dict[int, Tensor] = field(default_factory=dict)
+    weights: list[Weight] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    refused: list[tuple[ir.Node, int, str]] = field(default_factory=list)
+    count: int = NONE + 1
+
+    def build(self) -> GraphNet:
+        graph = self.model.graph
+        inputs = [value for value in graph.inputs if not value.is_initializer()]
+        for value in inputs:
+            self.slots[value] = self._slot()
+        entries = {node: entry for node in graph if (entry := self._entry(node)) is not None}
+        for node, entry in entries.items():
+            self._find_learned(node, entry)
+        for node, entry in entries.items():
+            self._add_or_refuse(node, entry)
+        if self.refused:
+            raise UnsupportedError(_message(self.refused, len(graph)))
+        outputs = [(value.name or "", self._held_or_computed(value, host=False)) for value in graph.outputs]
+        named = [(value.name or "", self.slots[value]) for value in inputs]
+        return GraphNet(named, outputs, self.weights, self.host, self.calls, self.ops, self.count)
+
+    def _slot(self) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def _opset(self, node: ir.Node) -> int:
+        imports = self.model.graph.opset_imports
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        other = "ai.onnx" if domain == "" else domain
+        return imports.get(domain, imports.get(other, 1))
+
+    def _entry(self, node: ir.Node) -> Entry | None:
+        """The registry's entry, or None for constants (which have no step) and for what is refused."""
+        if node.domain in ("", "ai.onnx") and (node.op_type == "Constant" or stored(origin(node.outputs[0])) is not None):
+            return None
+        try:
+            return find(node.domain, node.op_type, self._opset(node))
+        except Refusal as refusal:
+            self.refused.append((node, self._opset(node), str(refusal)))
+            return None
+
+    def _find_learned(self, node: ir.Node, entry: Entry) -> None:
+        view = NodeView(node, self._opset(node), {})
+        for index in entry.learned_inputs(view):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            weight = None if value is None else weight_behind(value)
+            if weight is None or weight in self.learned:
+                continue
+            tensor = stored(weight)
+            assert tensor is not None
+            try:
+                self.learned[weight] = torch_tensor(tensor)
+            except Refusal as refusal:
+                self.refused.append((node, self._opset(node), str(refusal)))
+
+    def _known(self, value: ir.Value) -> Tensor | None:
+        """The value if it is constant; read from the file at first use."""
+        value = origin(value)
+        if value in self.learned:
+            return None
+        if value not in self.constants:
+            tensor = stored(value)
+            if tensor is None:
+                return None
+            self.constants[value] = torch_tensor(tensor)
+        return self.constants[value]
+
+    def _add_or_refuse(self, node: ir.Node, entry: Entry) -> None:
+        try:
+            self._add(node, entry)
+        except Refusal as refusal:
+            self.refused.append((node, self._opset(node), str(refusal)))
+
+    def _add(self, node: ir.Node, entry: Entry) -> None:
+        """Convert one node, then either compute it now or give it a place in the schedule."""
+        known: dict[ir.Value, Tensor] = {}
+        learned: dict[ir.Value, Tensor] = {}
+        for value in node.inputs:
+            if value is None:
+                continue
+            if origin(value) in self.learned:
+                learned[value] = self.learned[origin(value)]
+            elif (tensor := self._known(value)) is not None:
+                known[value] = tensor
+        view = NodeView(node, self._opset(node), known, learned)
+        op = entry.convert(view)
+        takes = [value if index not in view.bound else None for index, value in enumerate(node.inputs)]
+        dynamic = [value for value in node.inputs if value is not None and value not in known]
+        if not dynamic:
+            self._fold(node, op(*[None if value is None else known[value] for value in takes]))
+            return
+        # Shape arithmetic stays in CPU memory, so that reading it never waits for an accelerator.
+        free = [index for index, value in enumerate(takes) if value in dynamic and index not in entry.host]
+        on_host = entry.makes_host or all(self._is_host(takes[index]) for index in free)
+        moved = []
+        slots = []
+        for index, value in enumerate(takes):
+            keep = on_host or index in entry.host
+            slots.append(NONE if value is None else self._held_or_computed(value, host=keep))
+            if not keep and self._is_host(value):
+                moved.append(index)
+        if moved:
+            data = next(index for index in free if not self._is_host(takes[index]))
+            op = _beside_data(op, data, frozenset(moved))
+        if on_host:
+            self.on_host.update(node.outputs)
+        give = tuple(self._slot() for _ in node.outputs)
+        self.slots.update(zip(node.outputs, give, strict=True))
+        self.calls.append(Call(view.key, tuple(slots), give))
+        self.ops.append(op)
+
+    def _fold(self, node: ir.Node, result: Tensor | tuple[Tensor, ...]) -> None:
+        results = result if isinstance(result, tuple) else (result,)
+        self.constants.update(zip(node.outputs, results, strict=False))
+
+    def _is_host(self, value: ir.Value | None) -> bool:
+        return value is not None and value in self.on_host
+
+    def _held_or_computed(self, value: ir.Value, host: bool) -> int:
+        """The slot of a value. A constant gets one when it is first read: a weight, a buffer, or a tensor on the host."""
+        root = origin(value)
+        if root in self.learned:
+            return self._hold(root, self.learned[root], learned=True)
+        tensor = self._known(value)
+        if tensor is None:
+            if value not in self.slots:
+                # Its node was refused, or is missing; either way the whole list of refusals is what gets raised.
+                return NONE
+            return self.slots[value]
+        if not host:
+            return self._hold(root, tensor, learned=False)
+        if (root, True) not in self.held:
+            slot = self.held[root, True] = self._slot()
+            self.host[slot] = tensor
+        return self.held[root, True]
+
+    def _hold(self, root: ir.Value, tensor: Tensor, learned: bool) -> int:
+        if (root, False) not in self.held:
+            slot = self.held[root, False] = self._slot()
+            self.weights.append(Weight(slot, root.name or "", tensor, learned))
+        return self.held[root, False]
+
+
+def _beside_data(op: Op, data: int, moved: frozenset[int]) -> Op:
+    """`op` with its inputs `moved` brought from CPU memory to where input `data` is."""
+
+    def run(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        device = inputs[data].device
+        return op(*[value.to(device) if index in moved else value for index, value in enumerate(inputs)])
+
+    return run
+
+
+def _message(refused: list[tuple[ir.Node, int, str]], nodes: int) -> str:
+    counts = Counter(node.op_type for node, _, _ in refused)
+    kinds = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+    lines = [f"{len(refused)} of {nodes} nodes cannot be imported: {kinds}"]
+    for node, opset, reason in refused:
+        name = node.name or node.outputs[0].name
+        domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
+        lines.append(f"  node '{name}' ({domain}{node.op_type}, opset {opset}): {reason}")
+    return "\n".join(lines)

@@ -1,0 +1,27 @@
+"""The op families; importing this package registers all of them."""
+
+from batude_onnx.importer.ops import (
+    activation,
+    constants,
+    convolution,
+    elementwise,
+    layout,
+    linear,
+    normalization,
+    pooling,
+    reduction,
+    slicing,
+)
+
+__all__ = [
+    "activation",
+    "constants",
+    "convolution",
+    "elementwise",
+    "layout",
+    "linear",
+    "normalization",
+    "pooling",
+    "reduction",
+    "slicing",
+]

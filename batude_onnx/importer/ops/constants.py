@@ -1,0 +1,74 @@
+"""Shapes, ranges, fills, casts, and what passes its input through."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from batude_onnx.importer.constants import DTYPES
+from batude_onnx.importer.registry import Op, op
+from batude_onnx.importer.view import NodeView, Refusal, listed
+
+
+@op("Identity", 1, 13, 14, 16, 19, 21, 23, 24, 25)
+def identity(node: NodeView) -> Op:
+    return lambda x: x
+
+
+@op("Dropout", 7, 10, 12, 13, 22)
+def dropout(node: NodeView) -> Op:
+    """Does nothing, as in onnxruntime; training here never drops either."""
+    if node.used(1):
+        raise Refusal("its output mask is used", "export the network in evaluation mode")
+    return lambda x, *_: x
+
+
+@op("Shape", 1, 13, 15, 19, 21, 23, 24, 25, makes_host=True)
+def shape(node: NodeView) -> Op:
+    """Sizes of the axes from `start` to before `end`, in CPU memory."""
+    first, last = node.attr_int("start", 0), node.attr_int("end") if node.given("end") else None
+    return lambda x: torch.tensor(x.shape[first:last], dtype=torch.int64)
+
+
+@op("Size", 1, 13, 19, 21, 23, 24, 25, makes_host=True)
+def size(node: NodeView) -> Op:
+    return lambda x: torch.tensor(x.numel(), dtype=torch.int64)
+
+
+@op("Range", 11, host=(0, 1, 2))
+def value_range(node: NodeView) -> Op:
+    """start, limit, delta, all scalars; the limit is left out."""
+
+    def run(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+        return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
+
+    return run
+
+
+@op("ConstantOfShape", 9, 20, 21, 23, 24, 25, host=(0,))
+def constant_of_shape(node: NodeView) -> Op:
+    """A tensor of one value, 0.0 by default."""
+    fixed = node.integers(0)
+    value = node.array("value")
+    number = 0.0 if value is None else value.reshape(-1)[0].item()
+    dtype = torch.float32 if value is None else torch.from_numpy(value.copy()).dtype
+    return lambda wanted: torch.full(listed(fixed, wanted), number, dtype=dtype)
+
+
+def _dtype(node: NodeView) -> torch.dtype:
+    code = node.attr_int("to")
+    if code not in DTYPES:
+        raise node.refuse("to", ir.DataType(code).name, "cast to a float, integer or bool type")
+    return DTYPES[code]
+
+
+@op("Cast", 6, 9, 13, 19, 21, 23, 24, 25)
+def cast(node: NodeView) -> Op:
+    dtype = _dtype(node)
+    return lambda x: x.to(dtype)
+
+
+@op("CastLike", 15, 19, 21, 23, 24, 25)
+def cast_like(node: NodeView) -> Op:
+    return lambda x, like: x.to(like.dtype)
