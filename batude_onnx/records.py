@@ -61,8 +61,8 @@ class Site:
     `key` is the node's first output name, unique in the graph. `positions` is how many times the kernel is applied per
     sample on the input side of each channel reduction (the product of the output's spatial sizes), 0 where shapes are
     unknown; `input_positions` the same for the input, since a factor in front of a strided core runs on the larger map.
-    `method` names the decomposition, or is None and `reason` says why the layer is left whole. `normalised`: a
-    BatchNormalization reads its output.
+    `method` names the decomposition, or is None and `reason` says why the layer is left whole. `transposed`:
+    the file stores the weight as (C, S). `normalised`: a BatchNormalization reads the layer's output.
     """
 
     key: str
@@ -76,6 +76,7 @@ class Site:
     input_positions: int
     method: str | None
     reason: str | None = None
+    transposed: bool = False
     normalised: bool = False
 
     @property

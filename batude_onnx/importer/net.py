@@ -123,6 +123,25 @@ class GraphNet(nn.Module):
             raise KeyError(f"no step uses a weight named '{name}'")
         return _value(self._by_name[name])
 
+    def weight_names(self) -> tuple[str, ...]:
+        """The names of all parameters and buffers that come from the file and that a step still uses."""
+        return tuple(self._by_name)
+
+    def has_step(self, key: str) -> bool:
+        """Whether the node whose first output is `key` is executed (and not computed at import)."""
+        return key in self._index
+
+    def operation(self, key: str) -> Op:
+        """What the step of that key calls: its converter's callable, or the module that `replace` put there."""
+        step = self._steps()[self._at(key)]
+        assert isinstance(step, Step)
+        return step.op
+
+    def after(self, key: str) -> nn.Module | None:
+        """What `wrap` has put behind this step, if anything."""
+        index = str(self._at(key))
+        return self._afters()[index] if index in self._afters() else None
+
     def step(self, key: str) -> nn.Module:
         """The module that executes the node whose first output is `key`.
 

@@ -103,6 +103,11 @@ class NodeView:
         attribute = self._node.attributes.get(name)
         return None if attribute is None else [int(value) for value in attribute.as_ints()]
 
+    def attr_floats(self, name: str) -> list[float] | None:
+        """A list of numbers, or None where the attribute is absent."""
+        attribute = self._node.attributes.get(name)
+        return None if attribute is None else [float(value) for value in attribute.as_floats()]
+
     def array(self, name: str) -> Array | None:
         """A tensor attribute, or None where it is absent."""
         attribute = self._node.attributes.get(name)

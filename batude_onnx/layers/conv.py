@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from batude_onnx.layers import constants
 from batude_onnx.layers.registry import Description, LayerKind, Maker, Shapes, Whole, register
-from batude_onnx.records import FactorChain, FloatArray, Geometry
+from batude_onnx.records import FactorChain, Geometry
 
 OP = "Conv"
 
@@ -50,10 +50,6 @@ def describe(node: ir.Node) -> Description:
         raise Whole("its bias is computed in the graph, not stored")
     shape = tuple(int(size) for size in held.shape.numpy())
     return Description(weight, bias, shape, geometry_of(node, len(shape) - 2))
-
-
-def _same(node: ir.Node, weight: FloatArray) -> FloatArray:
-    return weight
 
 
 def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int]:
@@ -99,4 +95,4 @@ def chain(node: ir.Node, chain: FactorChain, maker: Maker) -> list[ir.Node]:
     return nodes
 
 
-KIND = register(LayerKind(OP, describe, _same, _same, macs, positions, chain))
+KIND = register(LayerKind(OP, describe, macs, positions, chain))

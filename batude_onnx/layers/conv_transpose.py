@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from batude_onnx.layers.conv import positions
 from batude_onnx.layers.registry import Description, LayerKind, Shapes, Whole, register
-from batude_onnx.records import FloatArray
 
 OP = "ConvTranspose"
 
@@ -18,10 +17,6 @@ def describe(node: ir.Node) -> Description:
     raise Whole("transposed convolutions are not decomposed")
 
 
-def _same(node: ir.Node, weight: FloatArray) -> FloatArray:
-    return weight
-
-
 def macs(node: ir.Node, shapes: Shapes) -> int | None:
     """C * S/g * kernel, at each *input* position."""
     weight = shapes.get(str(node.inputs[1].name)) if node.inputs[1] else None
@@ -29,4 +24,4 @@ def macs(node: ir.Node, shapes: Shapes) -> int | None:
     return None if weight is None or not count else prod(weight) * count
 
 
-KIND = register(LayerKind(OP, describe, _same, _same, macs, positions, None))
+KIND = register(LayerKind(OP, describe, macs, positions, None))

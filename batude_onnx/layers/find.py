@@ -42,6 +42,7 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
                 shape=described.shape,
                 geometry=described.geometry,
                 reason=None if kind.chain else "not decomposed",
+                transposed=described.transposed,
                 normalised=any(user.op_type == "BatchNormalization" for user, _ in node.outputs[0].uses()),
             )
         )
@@ -57,7 +58,9 @@ def read_weight(node: ir.Node) -> FloatArray:
     """The canonical weight (S, C/groups, *kernel) of a layer."""
     kind = kind_of(node)
     assert kind is not None
-    return kind.canonical(node, constants.read(kind.describe(node).weight))
+    described = kind.describe(node)
+    stored = constants.read(described.weight)
+    return stored.T if described.transposed else stored
 
 
 def count(model: ir.Model, shapes: Shapes) -> Cost:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from batude_onnx.layers import constants
 from batude_onnx.layers.registry import Description, LayerKind, Maker, Shapes, Whole, register
-from batude_onnx.records import FactorChain, FloatArray, Geometry
+from batude_onnx.records import FactorChain, Geometry
 
 
 def _number(node: ir.Node, name: str, default: float) -> float:
@@ -21,14 +21,6 @@ def _number(node: ir.Node, name: str, default: float) -> float:
 
 def _stored_as_is(node: ir.Node) -> bool:
     return _number(node, "transB", 0) != 0
-
-
-def canonical(node: ir.Node, weight: FloatArray) -> FloatArray:
-    """Stored -> (S, C)."""
-    return weight if _stored_as_is(node) else weight.T
-
-
-stored = canonical  # a transposition is its own inverse
 
 
 def _weight(node: ir.Node) -> tuple[ir.Value, tuple[int, ...]]:
@@ -49,7 +41,7 @@ def _weight(node: ir.Node) -> tuple[ir.Value, tuple[int, ...]]:
 def describe_matmul(node: ir.Node) -> Description:
     """x (..., C) @ B (C, S)."""
     weight, shape = _weight(node)
-    return Description(weight, None, shape, Geometry.pointwise(0))
+    return Description(weight, None, shape, Geometry.pointwise(0), transposed=True)
 
 
 def describe_gemm(node: ir.Node) -> Description:
@@ -65,7 +57,7 @@ def describe_gemm(node: ir.Node) -> Description:
         raise Whole("its bias is computed in the graph, not stored")
     if bias is not None and tuple(constants.tensor(bias).shape.numpy()) != shape[:1]:
         raise Whole("its bias is not one value for each output")
-    return Description(weight, bias, shape, Geometry.pointwise(0))
+    return Description(weight, bias, shape, Geometry.pointwise(0), transposed=not _stored_as_is(node))
 
 
 def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int]:
@@ -86,16 +78,17 @@ def macs(node: ir.Node, shapes: Shapes) -> int | None:
 def chain(node: ir.Node, chain: FactorChain, maker: Maker) -> list[ir.Node]:
     """One node of the same op for each layer of the chain."""
     nodes: list[ir.Node] = []
+    as_is = _stored_as_is(node)
     data = node.inputs[0]
     for number, layer in enumerate(chain.layers, 1):
-        inputs = [data, maker.initializer(f"factor{number}_weight", canonical(node, layer.weight))]
+        inputs = [data, maker.initializer(f"factor{number}_weight", layer.weight if as_is else layer.weight.T)]
         if layer.bias is not None:
             inputs.append(maker.initializer(f"factor{number}_bias", layer.bias))
         made = ir.Node(
             node.domain,
             node.op_type,
             inputs,
-            [ir.AttrInt64("transB", 1)] if _stored_as_is(node) else [],
+            [ir.AttrInt64("transB", 1)] if as_is else [],
             name=maker.name(f"factor{number}_node"),
             version=node.version,
         )
@@ -106,5 +99,5 @@ def chain(node: ir.Node, chain: FactorChain, maker: Maker) -> list[ir.Node]:
     return nodes
 
 
-GEMM = register(LayerKind("Gemm", describe_gemm, canonical, stored, macs, positions, chain))
-MATMUL = register(LayerKind("MatMul", describe_matmul, canonical, stored, macs, positions, chain))
+GEMM = register(LayerKind("Gemm", describe_gemm, macs, positions, chain))
+MATMUL = register(LayerKind("MatMul", describe_matmul, macs, positions, chain))

@@ -19,12 +19,16 @@ class Whole(Exception):
 
 @dataclass(frozen=True)
 class Description:
-    """What a node says of its layer: where its weight and bias live, the canonical shape, and the geometry."""
+    """What a node says of its layer: where its weight and bias live, the canonical shape, and the geometry.
+
+    `transposed`: the weight is stored as (C, S).
+    """
 
     weight: ir.Value
     bias: ir.Value | None
     shape: tuple[int, ...]
     geometry: Geometry
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,13 @@ class LayerKind:
     """One op.
 
     `describe(node)`: the layer, or raises `Whole`.
-    `canonical(node, stored)`: the weight as stored -> (S, C/groups, *kernel); `stored` is its inverse.
     `macs(node, shapes)`: multiply-accumulates of one run, None where shapes are unknown.
     `positions(node, shapes)`: how often the kernel is applied, on the output's and on the input's side.
-    `chain(node, site, chain, maker)`: the nodes that compute the chain; `maker` names values and adds initializers.
+    `chain(node, chain, maker)`: the nodes that compute the chain; `maker` names values and adds initializers.
     """
 
     op: str
     describe: Callable[[ir.Node], Description]
-    canonical: Callable[[ir.Node, FloatArray], FloatArray]
-    stored: Callable[[ir.Node, FloatArray], FloatArray]
     macs: Callable[[ir.Node, Shapes], int | None]
     positions: Callable[[ir.Node, Shapes], tuple[int, int]]
     chain: Callable[[ir.Node, FactorChain, Maker], list[ir.Node]] | None

@@ -29,15 +29,17 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give an .npz with x_train and y_train, or an .npy")
     try:
+        # Opened here, since numpy.load leaves a file that it cannot read open.
         with path.open("rb") as file:
             magic = file.read(6)
             if magic[:4] not in (b"PK\x03\x04", b"PK\x05\x06") and magic != b"\x93NUMPY":
                 raise DataError(f"{path}: neither .npz nor .npy; write it with numpy.savez_compressed(x_train=..., y_train=...)")
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"x_train": loaded}
-        with loaded:
-            return _known(loaded, path)
+            file.seek(0)
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"x_train": loaded}
+            with loaded:
+                return _known(loaded, path)
     except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read as NumPy arrays ({_reason(error)}); write or download it again") from error
     except OSError as error:

@@ -31,9 +31,14 @@ def load_model(path: Path) -> onnx_ir.Model:
     folder = path.resolve().parent
     for tensor in _external_tensors(proto):
         _check_external(tensor, folder, path)
-    _check_with_onnx(path)
+    in_order = _check_with_onnx(path)
     try:
         model = onnx_ir.serde.deserialize_model(proto)
+        if not in_order:
+            model.graph.sort()
+            onnx.checker.check_model(_without_external(onnx_ir.to_proto(model)))
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{path}: the ONNX checker rejects it: {_one_line(error)}; export it again") from error
     except (onnx_ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise ModelError(f"{path}: onnx-ir cannot read this model ({_one_line(error)}); simplify or re-export it") from error
     onnx_ir.external_data.set_base_dir(model.graph, folder)
@@ -162,15 +167,31 @@ def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
         )
 
 
-def _check_with_onnx(path: Path) -> None:
+def _check_with_onnx(path: Path) -> bool:
+    """Whether the nodes are in an order in which they can run; raises ModelError for everything else that is wrong."""
     # By path, since the checker cannot take more than 2 GB as bytes and looks for external data beside the file.
     try:
         onnx.checker.check_model(path)
     except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError, ValueError) as error:
+        # Some exporters leave the nodes unsorted. onnxruntime runs them, so that alone is no reason to refuse.
+        if "topologically sorted" in str(error):
+            return False
         raise ModelError(f"{path}: the ONNX checker rejects it: {_one_line(error)}; export it again") from error
+    return True
 
 
-def _one_line(error: Exception) -> str:
-    """The first line of what a library said, at most 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
+def _without_external(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """`proto` with its external weights turned into inputs: the checker looks for their files in the working folder."""
+    declared = {value.name for value in proto.graph.input}
+    for tensor in [tensor for tensor in proto.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]:
+        if tensor.name not in declared:
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        proto.graph.initializer.remove(tensor)
+    return proto
+
+
+def _one_line(error: BaseException) -> str:
+    """What a library gave as the root of an error, on one line of at most 300 characters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300].rstrip(" .") or type(error).__name__

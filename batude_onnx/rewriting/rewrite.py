@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from batude_onnx.layers import Maker, constants, kind_of, nodes_by_key
@@ -35,7 +36,8 @@ def rewrite(
     nodes = nodes_by_key(edited)
     roots = _roots(graph)
     for name, values in (weights or {}).items():
-        constants.store(roots[name], values)
+        if not np.array_equal(constants.read(roots[name]), values):
+            constants.store(roots[name], values)
     for key, values in (biases or {}).items():
         _add_bias(graph, nodes[key], values)
     for key, chain in chains.items():

@@ -53,7 +53,8 @@ class ChainModule(nn.Module):
         )
 
     def _bias(self, number: int) -> Tensor | None:
-        return self.biases.get(str(number))
+        bias: Tensor | None = self.biases.get(str(number))
+        return bias
 
     def forward(self, x: Tensor) -> Tensor:
         for number, layer in enumerate(self.chain.layers):

@@ -18,7 +18,7 @@ from batude_onnx.training.statistics import is_classifier
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; running means since the stretch's epoch began. `agreement` is with the labels, else with the teacher."""
+    """Where a run stands; running means since this epoch began. `agreement` is with the labels, else with the teacher, in %."""
 
     phase: str
     step: int

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from batude_onnx.budget import solve_frontier, solve_greedy
 from batude_onnx.decomposition import Metric, linalg, method_of
 from batude_onnx.records import Budget, Cost, RankPlan, Site

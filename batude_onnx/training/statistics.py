@@ -65,14 +65,14 @@ def collect_metrics(
             def backward(gradient: Tensor) -> None:
                 held[1] = held[1] + _moment(gradient, site)
 
-            output.register_hook(backward)
+            output.register_hook(backward)  # type: ignore[no-untyped-call]
 
         return net.step(site.key).register_forward_hook(hook)
 
     handles = [watch(site) for site in sites]
     net.eval()
     for x in inputs:
-        sampled_loss(net(x), generator).backward()
+        sampled_loss(net(x), generator).backward()  # type: ignore[no-untyped-call]
     for handle in handles:
         handle.remove()
     net.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ from batude_onnx.importer.ops import (
     normalization,
     pooling,
     reduction,
+    resize,
     slicing,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "normalization",
     "pooling",
     "reduction",
+    "resize",
     "slicing",
 ]

@@ -1,0 +1,147 @@
+"""The steps of training that the pipeline calls: learn ranks, decompose, harvest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from batude_onnx.decomposition import Metric, method_of
+from batude_onnx.importer import GraphNet
+from batude_onnx.records import Budget, Cost, FactorChain, FloatArray, RankPlan, Site, TrainResult
+from batude_onnx.training import bcadl
+from batude_onnx.training.batches import Batches
+from batude_onnx.training.chain_module import ChainModule
+from batude_onnx.training.loop import Hooks, Report, train
+from batude_onnx.training.normalisation import RestoredBatchNorm, fold
+from batude_onnx.training.recipe import Recipe
+from batude_onnx.training.rules import MeasuredRules, PaperRules
+
+History = tuple[Mapping[str, float | int | str], ...]
+
+
+def canonical(site: Site, stored: Tensor) -> Tensor:
+    """A stored weight (or its gradient) as (S, C/g, *kernel), and back."""
+    return stored.T if site.transposed else stored
+
+
+def rules_of(recipe: Recipe, sites: Sequence[Site], budget: Budget, whole: Cost, metrics: Mapping[str, Metric]) -> bcadl.Rules:
+    """The recipe's way of choosing ranks and projecting."""
+    if recipe.literal:
+        return PaperRules(sites, budget, whole)
+    return MeasuredRules(sites, budget, whole, metrics)
+
+
+def current_weights(net: GraphNet, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """The canonical weights of the sites as they are now, detached."""
+    return {site.key: canonical(site, net.weight(site.weight).detach()) for site in sites}
+
+
+class _Learning(Hooks):
+    """Algorithm 1 woven into the loop: Z and M every `solve_every` mini-batches, Eq. 19 in each."""
+
+    def __init__(self, net: GraphNet, sites: Sequence[Site], recipe: Recipe, rules: bcadl.Rules, metric: str) -> None:
+        self.net, self.sites, self.recipe, self.rules, self.metric = net, sites, recipe, rules, metric
+        self.state = bcadl.init(current_weights(net, sites), rules)
+        self.penalty = recipe.penalty_at(0.0)
+
+    def before(self, step: int, steps: int) -> None:
+        if step % self.recipe.solve_every:
+            return
+        w, progress = current_weights(self.net, self.sites), step / steps
+        if self.state.plan is not None:
+            self.state = bcadl.update_m(w, self.state, self.penalty)
+        self.penalty = self.recipe.penalty_at(progress)
+        self.state = bcadl.update_z(w, self.state, self.penalty, self.rules, frozen=progress >= self.recipe.freeze)
+
+    def gradients(self) -> Iterable[tuple[nn.Parameter, Tensor]]:
+        added = bcadl.gradient(current_weights(self.net, self.sites), self.state, self.penalty)
+        for site in self.sites:
+            if site.key in added:
+                parameter = self.net.weight(site.weight)
+                assert isinstance(parameter, nn.Parameter)
+                yield parameter, canonical(site, added[site.key])
+
+    def cost(self) -> int | None:
+        return None if self.state.plan is None else self.state.plan.cost.of(self.metric)
+
+    def gap(self) -> float | None:
+        return bcadl.gap(current_weights(self.net, self.sites), self.state)
+
+
+def solve_ranks(net: GraphNet, sites: Sequence[Site], rules: bcadl.Rules) -> RankPlan:
+    """The ranks of the weights as they are, with no training."""
+    w = current_weights(net, sites)
+    return rules.ranks({key: (weight,) * rules.copies(key) for key, weight in w.items()})
+
+
+def learn_ranks(
+    net: GraphNet,
+    teacher: GraphNet,
+    sites: Sequence[Site],
+    batches: Batches,
+    recipe: Recipe,
+    rules: bcadl.Rules,
+    *,
+    metric: str,
+    epochs: float,
+    report: Report,
+) -> tuple[RankPlan, History]:
+    """BC-ADL: `net` is moved towards low rank in place; the ranks at the end of it come back."""
+    learning = _Learning(net, sites, recipe, rules, metric)
+    history = train(net, teacher, batches, recipe, recipe.bcadl, name="bc-adl", epochs=epochs, report=report, hooks=learning)
+    assert learning.state.plan is not None
+    return learning.state.plan, tuple(history)
+
+
+def decompose(net: GraphNet, sites: Sequence[Site], plan: RankPlan, metrics: Mapping[str, Metric]) -> None:
+    """Put the factor chain of each chosen layer in its place in `net`."""
+    for site in sites:
+        ranks = plan.ranks[site.key]
+        if ranks is None:
+            continue
+        parameter = net.weight(site.weight)
+        weight = canonical(site, parameter.detach()).cpu().contiguous()
+        bias = None if site.bias is None else net.weight(site.bias).detach().cpu()
+        chain = method_of(site).factor(weight, bias, site.geometry, ranks, metrics.get(site.key))
+        net.replace(site.key, ChainModule(chain).to(parameter.device))
+
+
+def _array(tensor: Tensor) -> FloatArray:
+    return tensor.detach().cpu().contiguous().numpy().copy()
+
+
+def harvest(net: GraphNet, sites: Sequence[Site], plan: RankPlan, history: History = ()) -> TrainResult:
+    """All that training has changed, as arrays, with the restored BatchNorms folded into the layers before them.
+
+    `sites` are all layers of the graph, the ones left whole too.
+    """
+    chains: dict[str, FactorChain] = {}
+    weights: dict[str, FloatArray] = {name: _array(net.weight(name)) for name in net.weight_names()}
+    biases: dict[str, FloatArray] = {}
+    for site in sites:
+        if not net.has_step(site.key):
+            continue
+        norm, op = net.after(site.key), net.operation(site.key)
+        if isinstance(op, ChainModule):
+            chain = op.trained()
+            if isinstance(norm, RestoredBatchNorm):
+                chain = _folded(chain, norm)
+            chains[site.key] = chain
+        elif isinstance(norm, RestoredBatchNorm):
+            bias = None if site.bias is None else net.weight(site.bias).detach()
+            folded, moved = fold(net.weight(site.weight).detach(), bias, norm)
+            weights[site.weight] = _array(folded)
+            if site.bias is None:
+                biases[site.key] = _array(moved)
+            else:
+                weights[site.bias] = _array(moved)
+    return TrainResult(plan, chains, weights, biases, history)
+
+
+def _folded(chain: FactorChain, norm: RestoredBatchNorm) -> FactorChain:
+    *first, last = chain.layers
+    bias = None if last.bias is None else torch.from_numpy(last.bias).to(norm.gamma.device)
+    weight, moved = fold(torch.from_numpy(last.weight).to(norm.gamma.device), bias, norm)
+    return FactorChain(chain.method, (*first, type(last)(_array(weight), _array(moved), last.geometry)))
