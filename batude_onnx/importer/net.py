@@ -139,8 +139,7 @@ class GraphNet(nn.Module):
 
     def after(self, key: str) -> nn.Module | None:
         """What `wrap` has put behind this step, if anything."""
-        index = str(self._at(key))
-        return self._afters()[index] if index in self._afters() else None
+        return dict(self._afters().items()).get(str(self._at(key)))
 
     def step(self, key: str) -> nn.Module:
         """The module that executes the node whose first output is `key`.

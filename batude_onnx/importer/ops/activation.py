@@ -65,6 +65,13 @@ def hard_sigmoid(node: NodeView) -> Op:
     return lambda x: torch.clamp(alpha * x + beta, 0.0, 1.0)
 
 
+@op("Swish", 24)
+def swish(node: NodeView) -> Op:
+    """x sigmoid(alpha x)."""
+    alpha = node.attr_float("alpha", 1.0)
+    return lambda x: x * torch.sigmoid(alpha * x)
+
+
 @op("Shrink", 9)
 def shrink(node: NodeView) -> Op:
     """x + bias below -lambd, x - bias above lambd, 0 between."""

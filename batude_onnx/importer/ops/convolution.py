@@ -74,8 +74,9 @@ def conv_transpose(node: NodeView) -> Op:
         begins, ends = pads[:axes], pads[axes:]
         if begins == ends and min(begins) >= 0:
             return run(x, w, b, strides, begins, extra, groups, dilations)
-        y = run(x, w, b, strides, 0, extra, groups, dilations)
-        return F.pad(y, [-pad for pad in torch_pads(pads)])
+        y = F.pad(run(x, w, None, strides, 0, extra, groups, dilations), [-pad for pad in torch_pads(pads)])
+        # The bias comes last, since it also belongs to positions that no window reaches.
+        return y if b is None else y + b.reshape(-1, *[1] * axes)
 
     return transposed
 

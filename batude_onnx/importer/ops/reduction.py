@@ -88,7 +88,7 @@ _arg("ArgMax", torch.argmax)
 _arg("ArgMin", torch.argmin)
 
 
-@op("TopK", 1, 10, 11, host=(1,))
+@op("TopK", 1, 10, 11, 24, host=(1,))
 def top_k(node: NodeView) -> Op:
     """-> values, indices (int64), sorted from the extreme on."""
     axis, largest = node.attr_int("axis", -1), node.attr_int("largest", 1) != 0
