@@ -1,6 +1,6 @@
 """Train the standard CIFAR ResNet-20 and export it as users have their models.
 
-    python tools/train_baseline.py --data data/cifar10.npz --output models/resnet20-cifar10.onnx
+    python -m tools.train_baseline --data data/cifar10.npz --output models/resnet20-cifar10.onnx
 
 One-cycle SGD (Nesterov), random crop and mirroring, nothing else. The ONNX file has opset 18, a dynamic batch, and
 BatchNorm folded into the convolutions. A killed run goes on from its last finished epoch.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -22,10 +21,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from batude_onnx.training.batches import Augmentation, Batches
+from tools.datasets.spec import CIFAR10
 from tools.networks import cifar_resnet
 
-MEAN = np.array([0.485, 0.456, 0.406])
-STD = np.array([0.229, 0.224, 0.225])
+MEAN = np.array(CIFAR10.mean)
+STD = np.array(CIFAR10.std)
 
 
 def accuracy(model: nn.Module, batches: Batches) -> float:
@@ -43,12 +43,13 @@ def save(state: dict[str, object], path: Path) -> None:
     """Written aside and moved, so that a kill leaves the last good checkpoint."""
     aside = path.with_suffix(".tmp")
     torch.save(state, aside)
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def export(model: nn.Module, path: Path) -> None:
     """ONNX opset 18, dynamic batch, BatchNorm folded."""
-    model = model.to("cpu", memory_format=torch.contiguous_format).eval()
+    # torch's annotations of `Module.to` leave `memory_format` out.
+    model = model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
         model,
@@ -101,7 +102,7 @@ def main(
     )  # fmt: skip
     test = Batches(split["x_test"], split["y_test"], batch=500, mean=MEAN, std=STD, device=device)
 
-    model = cifar_resnet(depth, classes).to(device, memory_format=torch.channels_last)
+    model = cifar_resnet(depth, classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -127,7 +128,7 @@ def main(
                 logits = forward(x)
             loss = F.cross_entropy(logits.float(), y)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total += float(loss.detach())
