@@ -25,6 +25,12 @@ def test_sizes_are_numbers_names_or_unknown() -> None:
     assert str(specs[0]) == "x: float16[N, 3, ?, 8]"
 
 
+@pytest.mark.parametrize("size", [-1, 0])
+def test_a_size_below_one_is_open(size: int) -> None:
+    """As PaddlePaddle's exporter writes them."""
+    assert specs_of(("x", TensorProto.FLOAT, [size, 3, size]))[0].shape == (None, 3, None)
+
+
 @pytest.mark.parametrize("ir_version", [3, 10])
 def test_initializers_are_not_inputs(ir_version: int) -> None:
     """Before IR version 4 every initializer is listed among the inputs too."""

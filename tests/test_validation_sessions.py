@@ -166,3 +166,24 @@ def test_an_output_without_samples_cannot_be_cut() -> None:
     assert run_batched(session, {"x": np.ones((8, 2), np.float32)}, 4)["y"].tolist() == [8.0, 8.0]
     message = refusal(ModelError, lambda: run_batched(session, {"x": np.ones((5, 2), np.float32)}, 4))
     assert "give a multiple of 4 samples" in message
+
+
+def test_a_batch_of_minus_one_is_open() -> None:
+    model = add_constant(1.0, -1)
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "M"
+    session = session_of(model)
+    assert session.input_shapes == {"x": (None, 4)}
+    assert run_batched(session, {"x": np.zeros((5, 4), np.float32)}, 2)["y"].shape == (5, 4)
+
+
+def test_a_failing_run_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """The twin of a message on one line: onnxruntime logs errors of its own unless told not to."""
+    model = model_of(
+        [helper.make_node("Reshape", ["x", "s"], ["y"])],
+        [helper.make_tensor_value_info("x", FLOAT, ["N"])],
+        [helper.make_tensor_value_info("y", FLOAT, [2, 2])],
+        {"s": np.array([2, 2], dtype=np.int64)},
+    )
+    session = session_of(model)
+    refusal(ModelError, lambda: session.run({"x": np.zeros(3, np.float32)}))
+    assert capfd.readouterr() == ("", "")

@@ -42,8 +42,13 @@ def _spec(value: onnx_ir.Value) -> InputSpec:
         raise ModelError(f"input {value.name!r} is not a tensor ({value.type}); only tensor inputs can be fed")
     if value.shape is None:
         raise ModelError(f"input {value.name!r} declares no shape; export the model with shapes")
-    sizes = tuple(size if isinstance(size, int) else size.value for size in value.shape)
-    return InputSpec(str(value.name), np.dtype(value.dtype.numpy()), sizes)
+    return InputSpec(str(value.name), np.dtype(value.dtype.numpy()), tuple(_size(size) for size in value.shape))
+
+
+def _size(size: int | onnx_ir.SymbolicDim) -> int | str | None:
+    if isinstance(size, onnx_ir.SymbolicDim):
+        return size.value
+    return size if size > 0 else None  # some exporters (Paddle's) write -1 for an open size
 
 
 def generate(

@@ -19,7 +19,8 @@ from batude_onnx.errors import ModelError, RuntimeMissingError
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-ERRORS_ONLY = 3  # onnxruntime's log severity
+# onnxruntime's log severity for what ends the process only: an error comes as an exception, and would be printed twice.
+FATAL_ONLY = 4
 
 
 class Session:
@@ -36,7 +37,7 @@ class Session:
         self.input_names = tuple(str(value.name) for value in native.get_inputs())
         self.output_names = tuple(str(value.name) for value in native.get_outputs())
         self.input_shapes: dict[str, tuple[int | str | None, ...]] = {
-            value.name: tuple(value.shape) for value in native.get_inputs()
+            value.name: tuple(_size(size) for size in value.shape) for value in native.get_inputs()
         }
         self._half_inputs = {value.name for value in native.get_inputs() if value.type == "tensor(float16)"}
 
@@ -48,6 +49,10 @@ class Session:
         except native_errors() as error:
             raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}; check the shapes and types fed") from error
         return dict(zip(self.output_names, outputs, strict=True))
+
+
+def _size(size: int | str | None) -> int | str | None:
+    return None if isinstance(size, int) and size <= 0 else size  # some exporters write -1 for an open size
 
 
 def open_session(model: bytes | Path, provider: str = "cpu", threads: int | None = None) -> Session:
@@ -63,7 +68,7 @@ def open_session(model: bytes | Path, provider: str = "cpu", threads: int | None
     if wanted not in runtime.get_available_providers():
         raise _not_there(provider)
     options = runtime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
     source = model if isinstance(model, bytes) else str(model)
