@@ -91,7 +91,8 @@ class Spec:
         if not path.is_file():
             return False
         try:
-            with np.load(path, allow_pickle=False) as held:
+            # Opened here, because np.load leaves a damaged file open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 if not isinstance(held, np.lib.npyio.NpzFile):
                     return False
                 splits = Splits(held["x_train"], held["y_train"], held["x_test"], held["y_test"])
