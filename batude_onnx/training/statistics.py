@@ -37,10 +37,14 @@ def _moment(x: Tensor, site: Site) -> Tensor:
     return (grouped.mT @ grouped).double().cpu()
 
 
-def sampled_loss(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-    """Negative log-likelihood of labels drawn from the model's own prediction, summed over the batch."""
+def sampled_loss(outputs: Sequence[Tensor], generator: torch.Generator, temperature: float = 4.0) -> Tensor:
+    """Negative log-likelihood of labels drawn from the model's own prediction, summed over the batch.
+
+    The prediction is softened by `temperature`, as in distillation: on its own training images a network is so sure of itself
+    that a few samples would make up the whole moment.
+    """
     if is_classifier(outputs):
-        logits = outputs[0].float()
+        logits = outputs[0].float() / temperature
         drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).to(logits.device)
         return -logits.log_softmax(1).gather(1, drawn).sum()
     total = outputs[0].new_zeros(())
