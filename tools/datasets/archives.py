@@ -36,7 +36,10 @@ def deb_members(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
                 if header[58:] != b"`\n" or not size.isdigit():
                     break
                 if name.startswith("data.tar"):
-                    return _read_tar(io.BytesIO(file.read(int(size))), wanted, path)
+                    content = file.read(int(size))
+                    if len(content) < int(size):
+                        break
+                    return _read_tar(io.BytesIO(content), wanted, path)
                 # Members start on even offsets.
                 file.seek(int(size) + int(size) % 2, io.SEEK_CUR)
     except OSError as error:

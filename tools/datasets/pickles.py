@@ -24,9 +24,8 @@ def read_pickle(content: bytes, name: str) -> dict[bytes, Any]:
         pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError,
         OverflowError, MemoryError,
     ) as error:  # fmt: skip
-        raise DataError(
-            f"{name}: refused as a pickle of arrays ({error}); the copy is damaged or unsafe, fetch it again"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{name}: refused as a pickle of arrays ({reason}); it is damaged or unsafe, fetch it again") from error
     if not isinstance(value, dict):
         raise DataError(f"{name}: holds a {type(value).__name__}, not a dictionary; this is another data set")
     return value
