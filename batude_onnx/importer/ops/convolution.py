@@ -95,8 +95,12 @@ def _cut(
     targets = (wanted or [size * stride for size, stride in zip(sizes, strides, strict=True)])[-len(sizes) :]
     for size, k, stride, dilation, more, target in zip(sizes, kernel, strides, dilations, extra, targets, strict=True):
         total = stride * (size - 1) + more + dilation * (k - 1) + 1 - target
-        small = total // 2 if total >= 0 else -(-total // 2)
+        if total < 0:
+            # Asked for more than there is: onnxruntime appends positions for output_shape, and only for that.
+            begins.append(0)
+            ends.append(total if wanted else 0)
+            continue
         # SAME_UPPER cuts the larger half off the end; every other mode, off the beginning (ONNX's formula).
-        begins.append(small if auto_pad == "SAME_UPPER" else total - small)
+        begins.append(total // 2 if auto_pad == "SAME_UPPER" else total - total // 2)
         ends.append(total - begins[-1])
     return (*begins, *ends)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from batude_onnx.importer.registry import Op, op
 from batude_onnx.importer.view import NodeView, Refusal
 
-Positions = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.floating]
 
 # (output index, scale, output size, input size) -> position in the input.
 _COORDINATES: dict[str, Callable[[Positions, float, int, int], Positions]] = {
@@ -67,7 +67,8 @@ def _kernel(method: Method, distance: Positions) -> Positions:
 @lru_cache(maxsize=256)
 def _matrix(method: Method, size: int, out: int, scale: float) -> Positions:
     """(out, in): the weights of the input elements for every output element."""
-    place = _COORDINATES[method.coordinates](np.arange(out, dtype=np.float64), scale, out, size)
+    # In single precision, as in onnxruntime: "nearest" decides ties by the last bit.
+    place = _COORDINATES[method.coordinates](np.arange(out, dtype=np.float32), scale, out, size)
     weights = np.zeros((out, size))
     if method.mode == "nearest":
         weights[np.arange(out), np.clip(_NEAREST[method.nearest](place), 0, size - 1).astype(int)] = 1
