@@ -58,9 +58,9 @@ class FactorChain:
 class Site:
     """One layer found in the graph.
 
-    `key` is the node's first output name, unique in the graph. `positions` is how many times the kernel is applied per
-    sample on the input side of each channel reduction (the product of the output's spatial sizes), 0 where shapes are
-    unknown; `input_positions` the same for the input, since a factor in front of a strided core runs on the larger map.
+    `key` is the node's first output name, unique in the graph; `data` names the value that it is applied to. `positions` is
+    how many times the kernel is applied per sample (the product of the output's spatial sizes), 0 where shapes are unknown;
+    `input_positions` the same for the input, since a factor in front of a strided core runs on the larger map.
     `method` names the decomposition, or is None and `reason` says why the layer is left whole. `transposed`:
     the file stores the weight as (C, S). `normalised`: a BatchNormalization reads the layer's output.
     """
@@ -78,6 +78,7 @@ class Site:
     reason: str | None = None
     transposed: bool = False
     normalised: bool = False
+    data: str = ""
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -161,19 +162,36 @@ class OutputDifference:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The finished run as proved on the written file; `asdict` of it is what `--json` prints."""
+class Comparison:
+    """Two files held against each other: what they cost, how their outputs differ, how good and how fast they are.
 
-    model: str
-    output: str
-    budget: Budget
-    before: Cost
-    after: Cost
-    ranks: Mapping[str, tuple[int, ...] | None]
-    reasons: Mapping[str, str]
-    parity: tuple[OutputDifference, ...]
-    surgery: tuple[OutputDifference, ...]
-    quality_before: Mapping[str, float] = field(default_factory=dict)
-    quality_after: Mapping[str, float] = field(default_factory=dict)
+    Quality is in percent (top1, top5, top1_agreement) or a cosine; `latency["ratio"]` is above 1 where `other` is faster.
+    """
+
+    original: str
+    other: str
+    cost_original: Cost
+    cost_other: Cost
+    differences: tuple[OutputDifference, ...]
+    quality_original: Mapping[str, float] = field(default_factory=dict)
+    quality_other: Mapping[str, float] = field(default_factory=dict)
     latency: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The finished run as proved on the written file; `asdict` of it is what `--json` prints.
+
+    `ranks`: of the layers replaced. `whole`: each layer left whole, with the reason. `surgery`: the same rewrite at full rank
+    against the original. `parity`: the written file against what was trained. `comparison`: the written file against the
+    original.
+    """
+
+    budget: Budget
+    ranks: Mapping[str, tuple[int, ...]]
+    whole: Mapping[str, str]
+    surgery: tuple[OutputDifference, ...]
+    parity: tuple[OutputDifference, ...]
+    comparison: Comparison
     facts: Mapping[str, object] = field(default_factory=dict)
+    history: tuple[Mapping[str, float | int | str], ...] = ()

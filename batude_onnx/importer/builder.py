@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, TopologicalSortPass
+from onnx_ir.passes.common import InlinePass
 from torch import Tensor
 
 from batude_onnx.errors import UnsupportedError
@@ -21,10 +21,31 @@ def import_graph(model: ir.Model) -> GraphNet:
 
     Raises UnsupportedError that names every node that cannot be imported, with the reason and what to do.
     """
-    copy = model.clone()
-    for tidy in (InlinePass(), RemoveUnusedNodesPass(), TopologicalSortPass()):
-        copy = tidy(copy).model
-    return _Builder(copy).build()
+    if model.functions:
+        # A round trip, since `clone` demands sorted nodes and inlining changes the model.
+        model = InlinePass()(ir.from_proto(ir.to_proto(model))).model
+    return _Builder(model).build()
+
+
+def _live_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that the outputs need, in the file's order as far as that is a valid one."""
+    needed: set[ir.Node] = set()
+    stack = [node for value in graph.outputs if (node := value.producer()) is not None]
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack.extend(node.predecessors())
+    done: dict[ir.Node, None] = {}
+    for first in graph:
+        stack = [first] if first in needed else []
+        while stack:
+            missing = [node for node in stack[-1].predecessors() if node not in done]
+            if missing:
+                stack.extend(missing)
+            else:
+                done[stack.pop()] = None
+    return list(done)
 
 
 @dataclass
@@ -49,13 +70,14 @@ class _Builder:
         inputs = [value for value in graph.inputs if not value.is_initializer()]
         for value in inputs:
             self.slots[value] = self._slot()
-        entries = {node: entry for node in graph if (entry := self._entry(node)) is not None}
+        nodes = _live_nodes(graph)
+        entries = {node: entry for node in nodes if (entry := self._entry(node)) is not None}
         for node, entry in entries.items():
             self._find_learned(node, entry)
         for node, entry in entries.items():
             self._add_or_refuse(node, entry)
         if self.refused:
-            raise UnsupportedError(_message(self.refused, len(graph)))
+            raise UnsupportedError(_message(self.refused, len(nodes)))
         outputs = [(value.name or "", self._held_or_computed(value, host=False)) for value in graph.outputs]
         named = [(value.name or "", self.slots[value]) for value in inputs]
         return GraphNet(named, outputs, self.weights, self.host, self.calls, self.ops, self.count)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from batude_onnx.importer.registry import Op
 
@@ -33,6 +34,13 @@ class Step(nn.Module):
 
 class Store(nn.Module):
     """A part of a weight's name; it only holds what lies below that name."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As in nn.Module, but also where "training" is the name of a weight."""
+        object.__setattr__(self, "training", mode)
+        for child in self.children():
+            child.train(mode)
+        return self
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Weight:
     learned: bool
 
 
-class GraphNet(nn.Module):
+class GraphNet(Store):
     """An ONNX graph as a torch module; see `import_graph`."""
 
     def __init__(

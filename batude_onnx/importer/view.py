@@ -100,18 +100,26 @@ class NodeView:
 
     def attr_ints(self, name: str) -> list[int] | None:
         """A list of integers, or None where the attribute is absent."""
-        attribute = self._node.attributes.get(name)
+        attribute = self._of_type(name, ir.AttributeType.INTS)
         return None if attribute is None else [int(value) for value in attribute.as_ints()]
 
     def attr_floats(self, name: str) -> list[float] | None:
         """A list of numbers, or None where the attribute is absent."""
-        attribute = self._node.attributes.get(name)
+        attribute = self._of_type(name, ir.AttributeType.FLOATS)
         return None if attribute is None else [float(value) for value in attribute.as_floats()]
 
     def array(self, name: str) -> Array | None:
         """A tensor attribute, or None where it is absent."""
-        attribute = self._node.attributes.get(name)
+        attribute = self._of_type(name, ir.AttributeType.TENSOR)
         return None if attribute is None else attribute.as_tensor().numpy()
+
+    def _of_type(self, name: str, kind: ir.AttributeType) -> ir.Attr | None:
+        attribute = self._node.attributes.get(name)
+        if attribute is not None and attribute.type != kind:
+            raise Refusal(
+                f"attribute {name} has the type {attribute.type.name}", f"its type must be {kind.name}: correct the node"
+            )
+        return attribute
 
     def _attribute(self, name: str, default: object) -> object:
         attribute = self._node.attributes.get(name)

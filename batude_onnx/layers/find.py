@@ -23,8 +23,9 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
         if kind is None:
             continue
         out, into = kind.positions(node, shapes)
+        data = "" if node.inputs[0] is None else str(node.inputs[0].name)
         blank = Site(
-            str(node.outputs[0].name), node.name or "", node.op_type, "", None, (), Geometry(), out, into, None
+            str(node.outputs[0].name), node.name or "", node.op_type, "", None, (), Geometry(), out, into, None, data=data
         )  # fmt: skip
         try:
             described = kind.describe(node)
@@ -61,6 +62,14 @@ def read_weight(node: ir.Node) -> FloatArray:
     described = kind.describe(node)
     stored = constants.read(described.weight)
     return stored.T if described.transposed else stored
+
+
+def read_bias(node: ir.Node) -> FloatArray | None:
+    """The bias (S,) of a layer, None where it has none."""
+    kind = kind_of(node)
+    assert kind is not None
+    bias = kind.describe(node).bias
+    return None if bias is None else constants.read(bias)
 
 
 def count(model: ir.Model, shapes: Shapes) -> Cost:

@@ -71,18 +71,25 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def save_model(model: onnx_ir.Model, path: Path) -> None:
+def save_model(model: onnx_ir.Model, path: Path, prove: Callable[[Path], None] | None = None) -> None:
     """Writes `model` to `path` whole or not at all.
 
-    Its weights go to `data_path(path)` where they are more than 1.5 GB or came from external data; otherwise the one file
-    holds everything. Raises OutputError, also where that data file is the one that the weights are being read from.
+    `prove` is called with the finished file while it still lies aside; what it raises leaves `path` as it was. The weights go
+    to `data_path(path)` where they are more than 1.5 GB or came from external data; otherwise the one file holds everything.
+    Raises OutputError, also where that data file is the one that the weights are being read from.
     """
     sources = external_files(model)
     check_writable(path, *sources)
     weights = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
     external = data_path(path).name if sources or size > EXTERNAL_ABOVE_BYTES else None
-    write_atomically(path, lambda target: onnx_ir.save(model, target, format="protobuf", external_data=external))
+
+    def write(target: Path) -> None:
+        onnx_ir.save(model, target, format="protobuf", external_data=external)
+        if prove is not None:
+            prove(target)
+
+    write_atomically(path, write)
 
 
 def _move_into_place(aside: Path, path: Path) -> None:

@@ -92,6 +92,11 @@ class Batches:
         for k in range(len(self)):
             yield self._prepare(order[k * self.batch : (k + 1) * self.batch], augment=True)
 
+    def sample(self, count: int, seed: int = 0) -> list[Tensor]:
+        """The inputs of `count` samples drawn at random (all of them where there are fewer), as they are, in batches."""
+        drawn = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(seed))[:count].to(self.inputs.device)
+        return [self._prepare(drawn[k : k + self.batch], augment=False)[0] for k in range(0, len(drawn), self.batch)]
+
     def in_order(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Every sample once (the first `limit` of them), as it is."""
         n = len(self.inputs) if limit is None else min(limit, len(self.inputs))

@@ -2,6 +2,7 @@
 
 from batude_onnx.validation.accuracy import agreement, classification, is_classifier
 from batude_onnx.validation.latency import compare_latency
+from batude_onnx.validation.measuring import measure_shapes
 from batude_onnx.validation.parity import compare, require
 from batude_onnx.validation.sessions import Session, open_session, run_batched
 
@@ -12,6 +13,7 @@ __all__ = [
     "compare",
     "compare_latency",
     "is_classifier",
+    "measure_shapes",
     "open_session",
     "require",
     "run_batched",

@@ -1,0 +1,6 @@
+"""What a person reads: tables and progress bars."""
+
+from batude_onnx.report.progress import ConsoleWatch
+from batude_onnx.report.tables import comparison_table, difference_table, layer_table, number, rank_table
+
+__all__ = ["ConsoleWatch", "comparison_table", "difference_table", "layer_table", "number", "rank_table"]

@@ -1,0 +1,110 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from batude_onnx.records import Comparison, Cost, Site, Verdict
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """A count with its thousands apart; a dash for what is not known."""
+    return "-" if value is None else f"{value:,.0f}{unit}"
+
+
+def _plain(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def layer_table(sites: Sequence[Site], cost: Cost) -> Table:
+    """One row a layer: what it is, what it costs, its share, and whether it can be compressed."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("layer", "op", "weight", "kernel", "groups"):
+        table.add_column(column, overflow="fold")
+    for column in ("params", "share", "MACs", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("compressible", overflow="fold")
+    for site in sites:
+        table.add_row(
+            site.key,
+            site.op,
+            " x ".join(map(str, site.shape[:2])) or "-",
+            "x".join(map(str, site.kernel)) or "-",
+            str(site.geometry.groups),
+            number(site.params if site.shape else None),
+            f"{100 * site.params / cost.params:.1f}%" if site.shape and cost.params else "-",
+            number(site.macs if site.shape and site.positions else None),
+            f"{100 * site.macs / cost.macs:.1f}%" if site.shape and cost.macs and site.positions else "-",
+            f"yes ({site.method})" if site.method else f"no: {site.reason}",
+        )
+    return table
+
+
+def _row(table: Table, name: str, before: float | None, after: float | None, change: str) -> None:
+    table.add_row(name, number(before), number(after), change)
+
+
+def _ratio(before: float, after: float) -> str:
+    return f"{before / after:.2f}x smaller" if after else "-"
+
+
+def _quality(table: Table, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    for key, name in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy")):
+        if key in before and key in after:
+            table.add_row(name, f"{before[key]:.2f} %", f"{after[key]:.2f} %", f"{after[key] - before[key]:+.2f}")
+    if "top1_agreement" in after:
+        table.add_row("same top-1 as the original", "", f"{after['top1_agreement']:.2f} %", "")
+    if "cosine" in after:
+        table.add_row("cosine to the original's outputs", "", f"{after['cosine']:.5f}", "")
+
+
+def comparison_table(comparison: Comparison, names: tuple[str, str] = ("original", "compressed")) -> Table:
+    """Size, work, quality and speed of two models side by side."""
+    table = _plain("", names[0], names[1], "change")
+    a, b = comparison.cost_original, comparison.cost_other
+    _row(table, "parameters", a.params, b.params, _ratio(a.params, b.params))
+    if a.macs and b.macs:
+        _row(table, "MACs", a.macs, b.macs, _ratio(a.macs, b.macs))
+    _quality(table, comparison.quality_original, comparison.quality_other)
+    latency = comparison.latency
+    if latency:
+        first, second, ratio = float(latency["min_a_ms"]), float(latency["min_b_ms"]), float(latency["ratio"])
+        table.add_row(
+            f"latency, batch {latency['batch']}, {latency['provider']}",
+            f"{first:.3f} ms",
+            f"{second:.3f} ms",
+            f"{ratio:.2f}x as fast (spread {100 * float(latency['spread']):.0f} %)",
+        )
+    return table
+
+
+def difference_table(comparison: Comparison) -> Table:
+    """How far each output of the two models lies apart."""
+    table = _plain("output", "largest difference", "relative", "cosine", "equal")
+    for difference in comparison.differences:
+        table.add_row(
+            difference.output,
+            f"{difference.max_absolute:.3g}",
+            f"{difference.max_relative:.3g}",
+            f"{difference.cosine:.6f}",
+            "yes" if difference.within else "no",
+        )
+    return table
+
+
+def rank_table(verdict: Verdict) -> Table:
+    """What became of each layer."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layer", overflow="fold")
+    table.add_column("ranks", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for key, ranks in verdict.ranks.items():
+        table.add_row(key, " x ".join(map(str, ranks)), "")
+    for key, reason in verdict.whole.items():
+        table.add_row(key, "whole", reason)
+    return table
