@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ class Case:
     op: str
     inputs: Sequence[Array | None]
     opsets: Sequence[int]
-    attributes: dict[str, object] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
     outputs: int = 1
     computed: bool = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from batude_onnx.importer import GraphNet, import_graph
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 
 def floats(*shape: int, seed: int = 0) -> npt.NDArray[np.float32]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -30,7 +31,8 @@ class ResNet(nn.Module):
         x = F.relu(x + self.block(x))
         x = F.relu(F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)) + self.widen(x))
         x = F.relu(self.shortcut(x) + self.bottleneck(x))
-        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        y: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return y
 
 
 class VGG(nn.Module):
@@ -124,7 +126,8 @@ class DenseNet(nn.Module):
         x = self.stem(x)
         for layer in self.layers:
             x = torch.cat([x, layer(x)], 1)
-        return self.fc(self.transition(x).mean((2, 3))).softmax(-1)
+        y: Tensor = self.fc(self.transition(x).mean((2, 3)))
+        return y.softmax(-1)
 
 
 class Inception(nn.Module):
@@ -147,7 +150,8 @@ class Inception(nn.Module):
         x = torch.cat([left * right.tanh(), left - right, pooled], 1)
         tokens = self.norm(x.flatten(2).transpose(1, 2))
         weights = torch.softmax(self.query(tokens) @ tokens.transpose(1, 2) / 4.0, -1)
-        return self.out(F.gelu(weights @ tokens).mean(1))
+        y: Tensor = self.out(F.gelu(weights @ tokens).mean(1))
+        return y
 
 
 def _conv(
@@ -205,19 +209,20 @@ def export(network: nn.Module, opset: int, *, fold: bool = False, dynamo: bool |
             assert program is not None
             model = ir.to_proto(program.model)
         else:
-            file = io.BytesIO()
-            torch.onnx.export(
-                network,
-                (x,),
-                file,
-                dynamo=False,
-                opset_version=opset,
-                input_names=["x"],
-                output_names=["y"],
-                dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}},
-                do_constant_folding=fold,
-                training=torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE,
-            )
-            model = onnx.load_from_string(file.getvalue())
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "network.onnx"
+                torch.onnx.export(
+                    network,
+                    (x,),
+                    file,
+                    dynamo=False,
+                    opset_version=opset,
+                    input_names=["x"],
+                    output_names=["y"],
+                    dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}},
+                    do_constant_folding=fold,
+                    training=torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE,
+                )
+                model = onnx.load(file)
     assert isinstance(model, onnx.ModelProto)
     return model

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from tests.importer_cases import Case, parameters
-from tests.importer_graphs import floats
+from tests.importer_graphs import Array, floats, imported, model_of, reference, results_of
 
 X1, X2, X3 = floats(2, 4, 9), floats(2, 4, 7, 8), floats(2, 4, 5, 6, 5)
 OPSETS = (9, 11, 13, 17, 21)
@@ -51,7 +52,7 @@ POOLS = [
     Case("GlobalLpPool", [X2], (11,), {"p": 2}),
 ]
 
-MOMENTS = [floats(4, seed=3), floats(4, seed=4), floats(4, seed=5), np.abs(floats(4, seed=6)) + 0.5]
+MOMENTS: list[Array] = [floats(4, seed=3), floats(4, seed=4), floats(4, seed=5), np.abs(floats(4, seed=6)) + 0.5]
 NORMALISATIONS = [
     Case("BatchNormalization", [X2, *MOMENTS], OPSETS, {"epsilon": 1e-3}),
     Case("BatchNormalization", [X1, *MOMENTS], (9, 15)),
@@ -118,10 +119,8 @@ def test_a_wrong_attribute_is_noticed() -> None:
     """The twin of the test above: the comparison does fail where the importer would compute something else."""
     right = Case("LeakyRelu", [WIDE], (13,), {"alpha": 0.2})
     right.check(13, True)
-    from tests import importer_graphs as graphs
-
-    model = graphs.model_of([graphs.helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.2)], {"x": WIDE}, ["y"])
-    wrong = graphs.model_of([graphs.helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.2001)], {"x": WIDE}, ["y"])
-    found = graphs.results_of(graphs.imported(wrong), {"x": WIDE})
+    model = model_of([helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.2)], {"x": WIDE}, ["y"])
+    wrong = model_of([helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.2001)], {"x": WIDE}, ["y"])
+    found = results_of(imported(wrong), {"x": WIDE})
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(found[0], graphs.reference(model, {"x": WIDE})[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found[0], reference(model, {"x": WIDE})[0], rtol=1e-5, atol=1e-5)

@@ -136,7 +136,7 @@ ABSENT = np.array([], np.float32)
 SCALES: list[tuple[float, ...]] = [(1, 1, 2, 2), (1, 1, 0.6, 1.7), (1, 1, 0.5, 0.5), (1, 1, 2.5, 3.3)]
 
 
-def _resize(opsets: tuple[int, ...], target: dict[str, object], **attributes: object) -> Case:
+def _resize(opsets: tuple[int, ...], target: dict[str, tuple[float, ...]], **attributes: object) -> Case:
     scales = np.array(target.get("scales", []), np.float32)
     inputs: list[Array | None] = [X, ABSENT, scales]
     if "sizes" in target:
@@ -145,7 +145,8 @@ def _resize(opsets: tuple[int, ...], target: dict[str, object], **attributes: ob
     return Case("Resize", inputs, opsets, dict(attributes))
 
 
-TARGETS: list[dict[str, object]] = [*({"scales": scales} for scales in SCALES), {"sizes": (2, 4, 3, 10)}, {"sizes": (2, 4, 1, 5)}]
+TARGETS: list[dict[str, tuple[float, ...]]] = [{"scales": scales} for scales in SCALES]
+TARGETS += [{"sizes": (2, 4, 3, 10)}, {"sizes": (2, 4, 1, 5)}]
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
 RESIZING = [
     *(

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from batude_onnx.importer.registry import Op
 
 NONE = 0
+
+S = TypeVar("S", bound="Store")
 
 
 class Step(nn.Module):
@@ -35,7 +37,7 @@ class Step(nn.Module):
 class Store(nn.Module):
     """A part of a weight's name; it only holds what lies below that name."""
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: S, mode: bool = True) -> S:
         """As in nn.Module, but also where "training" is the name of a weight."""
         object.__setattr__(self, "training", mode)
         for child in self.children():
