@@ -82,6 +82,7 @@ ACTIVATIONS = [
     Case("Shrink", [WIDE], (11,), {"lambd": 0.6, "bias": 0.2}),
     Case("HardSwish", [WIDE], (14, 22)),
     Case("Mish", [WIDE], (18,)),
+    Case("Swish", [WIDE], (24,), {"alpha": 0.7}),
     Case("Gelu", [WIDE], (20,)),
     Case("Gelu", [WIDE], (20,), {"approximate": "tanh"}),
     Case("PRelu", [WIDE, floats(4, 1, 1, seed=1)], OPSETS),

@@ -30,6 +30,8 @@ ELEMENTWISE = [
     Case("Pow", [X, np.array(3, np.int64)], (13,)),
     *(Case(op, [booleans(4, 5), booleans(4, 1)], (9, 17)) for op in ("And", "Or", "Xor")),
     Case("Not", [booleans(4, 5)], OPSETS),
+    *(Case(op, [INTS, OTHERS], (18,)) for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")),
+    Case("BitwiseNot", [INTS], (18,)),
     Case("Where", [booleans(4, 1, 6), X, Y], (9, 17)),
     *(
         Case(op, [X], OPSETS)
@@ -69,6 +71,7 @@ REDUCTIONS = [
     Case("TopK", [X], (9,), {"k": 3}, outputs=2),
     Case("TopK", [X, whole(3)], (10, 11, 17), {"axis": 1}, outputs=2),
     Case("TopK", [X, whole(2)], (11,), {"axis": 2, "largest": 0}, outputs=2),
+    Case("TopK", [np.round(X), whole(4)], (11,), {"axis": 3}, outputs=2),
     Case("CumSum", [X, np.array(1)], (11, 14)),
     Case("CumSum", [X, np.array(-1)], (14,), {"exclusive": 1, "reverse": 1}),
     Case("OneHot", [INTS, whole(5), np.array([-1, 2], np.float32)], (11,), {"axis": -1}, computed=False),

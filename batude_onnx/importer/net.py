@@ -3,7 +3,11 @@
 Slot 0 is always None (an absent input). A step takes the values of some slots and puts its results into others; a slot is
 emptied right after its last reader. Weights keep their initializers' names: the name is split at its dots into plain
 nested modules, so `state_dict()` gives exactly the file's names. Names are written into torch's own dictionaries, so
-that a name may also be the prefix of another ("a" and "a.b") or equal an attribute of nn.Module ("training").
+that a name may also be the prefix of another ("a" and "a.b") or equal an attribute of nn.Module ("training"). A name
+with a leading dot stays in one piece, since torch would drop the dot; `load_state_dict` then needs strict=False.
+
+A constant that is learned is a Parameter, any other float constant that data meets a buffer. Integers that only meet
+shapes stay in CPU memory, as plain tensors in the list that every forward pass starts from.
 """
 
 from __future__ import annotations

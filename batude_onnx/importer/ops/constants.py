@@ -21,8 +21,8 @@ def dropout(node: NodeView) -> Op:
     """Does nothing, as in onnxruntime; training here never drops either."""
     if node.used(1):
         raise Refusal("its output mask is used", "export the network in evaluation mode")
-    if node.scalar(2):
-        raise node.refuse("training_mode", True, "export the network in evaluation mode")
+    if node.has(2) and node.scalar(2) in (True, None):
+        raise node.refuse("training_mode", node.scalar(2) or "a computed value", "export the network in evaluation mode")
     return lambda x, *_: x
 
 

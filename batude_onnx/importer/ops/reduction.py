@@ -90,13 +90,14 @@ _arg("ArgMin", torch.argmin)
 
 @op("TopK", 1, 10, 11, 24, host=(1,))
 def top_k(node: NodeView) -> Op:
-    """-> values, indices (int64), sorted from the extreme on."""
+    """-> values, indices (int64), sorted from the extreme on; of equals the first, which torch.topk does not promise."""
     axis, largest = node.attr_int("axis", -1), node.attr_int("largest", 1) != 0
     fixed = [node.attr_int("k")] if node.given("k") else node.integers(1)
 
     def run(x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        values, indices = torch.topk(x, listed(fixed, k)[0], axis, largest, True)
-        return values, indices
+        values, indices = torch.sort(x, dim=axis, descending=largest, stable=True)
+        (count,) = listed(fixed, k)
+        return values.narrow(axis, 0, count), indices.narrow(axis, 0, count)
 
     return run
 
