@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
 
-from batude_onnx.budget.problem import Choice, fixed_cost, plan_of, price, require_feasible
+from batude_onnx.budget.problem import Choice, fixed_cost, plan_of, price, require_feasible, wasteful
 from batude_onnx.decomposition import method_of
 from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
 
@@ -28,12 +29,20 @@ Losses = Mapping[str, FloatArray]
 
 @dataclass(frozen=True)
 class Frontier:
-    """The choices of one layer that nothing beats, by rising price and falling loss; `hull` indexes the convex ones."""
+    """The choices of one layer that nothing beats, by rising price and falling loss; `hull` indexes the convex ones.
 
-    choices: list[Choice]
+    `ranks` (points, modes); a row of zeros is the whole layer.
+    """
+
+    ranks: npt.NDArray[np.int64]
     prices: npt.NDArray[np.int64]
     losses: FloatArray
-    hull: list[int]
+    hull: npt.NDArray[np.int64]
+
+    def choice(self, index: int) -> Choice:
+        """What stands at `index`."""
+        ranks = tuple(int(rank) for rank in self.ranks[index])
+        return ranks if all(ranks) else None
 
 
 def frontier(site: Site, table: FloatArray, metric: str) -> Frontier:
@@ -46,29 +55,30 @@ def frontier(site: Site, table: FloatArray, metric: str) -> Frontier:
     # A method's cost is a polynomial in the ranks, so arrays pass through it as numbers do.
     prices = np.asarray(method.cost(site, tuple(ranks.T)).of(metric), dtype=np.int64)
     whole = price(site, None, metric)
-    worth = prices < whole
-    prices = np.append(prices[worth], whole)
-    losses = np.append(losses[worth], 0.0)
-    kept = np.flatnonzero(worth)
-    order = np.lexsort((losses, prices))
+    worth = (prices < whole) & np.logical_not(wasteful(site, tuple(ranks.T)))
+    ranks = np.vstack([ranks[worth], np.zeros((1, table.ndim), dtype=np.int64)])
+    prices, losses = np.append(prices[worth], whole), np.append(losses[worth], 0.0)
+    order = np.argsort(prices, kind="stable")
     best = np.minimum.accumulate(losses[order])
-    falls = np.append(True, best[1:] < best[:-1])
-    order = order[falls]
-    choices: list[Choice] = [None if index == len(kept) else tuple(int(rank) for rank in ranks[kept[index]]) for index in order]
-    return Frontier(choices, prices[order], losses[order], _hull(prices[order], losses[order]))
+    order = order[np.append(True, best[1:] < best[:-1])]
+    # Of several choices at one price the last of these is the best.
+    order = order[np.append(prices[order][1:] > prices[order][:-1], True)]
+    return Frontier(ranks[order], prices[order], losses[order], _hull(prices[order], losses[order]))
 
 
-def _hull(prices: npt.NDArray[np.int64], losses: FloatArray) -> list[int]:
-    """Indices of the lower convex hull of points sorted by price (Andrew's monotone chain)."""
-    hull: list[int] = []
-    for index in range(len(prices)):
-        while len(hull) > 1:
-            a, b = hull[-2], hull[-1]
-            if (losses[a] - losses[b]) * (prices[index] - prices[b]) > (losses[b] - losses[index]) * (prices[b] - prices[a]):
-                break
-            hull.pop()
-        hull.append(index)
-    return hull
+def _hull(prices: npt.NDArray[np.int64], losses: FloatArray) -> npt.NDArray[np.int64]:
+    """Indices of the lower convex hull of points sorted by price.
+
+    A point on or above the chord of its two neighbours is no corner of the hull, whichever other points go; what is left when
+    none goes any more is convex.
+    """
+    hull = np.arange(len(prices))
+    while True:
+        slopes = np.diff(losses[hull]) / np.diff(prices[hull])
+        corner = np.concatenate([[True], slopes[:-1] < slopes[1:], [True]])[: len(hull)]
+        if corner.all():
+            return hull
+        hull = hull[corner]
 
 
 def solve_frontier(sites: Sequence[Site], losses: Losses, budget: Budget, whole: Cost) -> RankPlan:
@@ -77,18 +87,17 @@ def solve_frontier(sites: Sequence[Site], losses: Losses, budget: Budget, whole:
     require_feasible(sites, budget, fixed)
     fronts = [frontier(site, losses[site.key], metric) for site in sites]
     left = budget.limit - fixed.of(metric) - sum(int(front.prices[0]) for front in fronts)
-    segments = []
+    segments: list[tuple[float, int, int, int]] = []
     for number, front in enumerate(fronts):
-        for a, b in zip(front.hull, front.hull[1:], strict=False):
-            slope = (front.losses[a] - front.losses[b]) / float(front.prices[b] - front.prices[a])
-            segments.append((-slope, number, a, b))
+        slopes = np.diff(front.losses[front.hull]) / np.diff(front.prices[front.hull])
+        segments += zip(slopes.tolist(), repeat(number), front.hull[:-1].tolist(), front.hull[1:].tolist(), strict=False)
     at = [0] * len(fronts)
     for _, number, a, b in sorted(segments):
         step = int(fronts[number].prices[b] - fronts[number].prices[a])
         if at[number] == a and step <= left:
             at[number], left = b, left - step
     _fill(fronts, at, left)
-    choices = {site.key: front.choices[index] for site, front, index in zip(sites, fronts, at, strict=True)}
+    choices = {site.key: front.choice(index) for site, front, index in zip(sites, fronts, at, strict=True)}
     return plan_of(sites, choices, fixed)
 
 

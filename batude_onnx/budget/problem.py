@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 from batude_onnx.decomposition import dense_cost, method_of
 from batude_onnx.errors import BudgetError
@@ -43,10 +44,13 @@ def bounds(site: Site, gains: Sequence[FloatArray]) -> tuple[int, ...]:
     return tuple(min(bound, len(mode)) for bound, mode in zip(most, gains, strict=True))
 
 
-def wasteful(site: Site, ranks: tuple[int, ...]) -> bool:
-    """Whether one rank is larger than the rest of the core can fill."""
+def wasteful(site: Site, ranks: tuple[Any, ...]) -> Any:
+    """Whether one rank is larger than the rest of the core can fill; for ints, or for arrays of them one rank a mode."""
     whole = prod(ranks) * prod(site.kernel)
-    return len(ranks) > 1 and any(rank > whole // rank for rank in ranks)
+    wasted: Any = False
+    for rank in ranks if len(ranks) > 1 else ():
+        wasted = wasted | (rank > whole // rank)
+    return wasted
 
 
 def require_feasible(sites: Sequence[Site], budget: Budget, fixed: Cost) -> None:

@@ -84,6 +84,8 @@ def assign(site: Site) -> Site:
             smallest = candidate.cost(site, (1,) * len(candidate.modes))
             if smallest.params < site.params:
                 return replace(site, method=candidate.name)
-            refusal = f"would not get smaller: {smallest.params} weights at rank 1, {site.params} now"
-        refusals.append(refusal)
-    return replace(site, reason=refusals[-1])
+            # A method made for such a layer knows better why not than the ones that are made for others.
+            refusals.insert(0, f"would not get smaller: {smallest.params} weights at rank 1, {site.params} now")
+        else:
+            refusals.append(refusal)
+    return replace(site, reason=refusals[0])

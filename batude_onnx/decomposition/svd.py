@@ -22,10 +22,10 @@ NAME = "svd"
 
 def applies(shape: tuple[int, ...], groups: int) -> str | None:
     """For kernels of one point that mix channels."""
-    if prod(shape[2:]) > 1:
-        return "kernel larger than one point"
     if groups > 1 and shape[1] == 1:
         return "depthwise: every channel has a weight of its own, there is nothing to share"
+    if prod(shape[2:]) > 1:
+        return "kernel larger than one point"
     return None
 
 

@@ -24,10 +24,10 @@ NAME = "tucker2"
 
 def applies(shape: tuple[int, ...], groups: int) -> str | None:
     """For kernels larger than one point that mix channels."""
-    if prod(shape[2:]) == 1:
-        return "kernel of one point: nothing for a spatial core"
     if groups > 1 and shape[1] == 1:
         return "depthwise: every channel has a kernel of its own, there is nothing to share"
+    if prod(shape[2:]) == 1:
+        return "kernel of one point: nothing for a spatial core"
     return None
 
 
