@@ -77,7 +77,7 @@ def assign(site: Site) -> Site:
     """Give a site its method, or the reason why it stays whole."""
     if site.reason is not None:
         return site
-    refusals = []
+    refusals: list[str] = []
     for candidate in _METHODS.values():
         refusal = candidate.applies(site.shape, site.geometry.groups)
         if refusal is None:

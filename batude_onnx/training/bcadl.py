@@ -90,11 +90,14 @@ def update_m(w: Mapping[str, Tensor], state: State, penalty: float) -> State:
 
 
 def gap(w: Mapping[str, Tensor], state: State) -> float:
-    """How far W is from Z: the relative distance of all chosen layers together. Zero: decomposing changes nothing."""
+    """How far W is from its copies Z_k: the relative distance (root mean square over k) of all chosen layers together.
+
+    Zero: decomposing changes nothing.
+    """
     assert state.plan is not None
     chosen = state.plan.chosen()
     if not chosen:
         return 0.0
-    away = sum(float((w[key] - state.z[key][0]).square().sum()) for key in chosen)
+    away = sum(float((w[key] - z).square().sum()) / len(state.z[key]) for key in chosen for z in state.z[key])
     whole = sum(float(w[key].square().sum()) for key in chosen)
     return (away / whole) ** 0.5 if whole else 0.0

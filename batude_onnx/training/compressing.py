@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from batude_onnx.decomposition import Metric, method_of
+from batude_onnx.errors import TrainingError
 from batude_onnx.importer import GraphNet
 from batude_onnx.records import Budget, Cost, FactorChain, FloatArray, RankPlan, Site, TrainResult
 from batude_onnx.training import bcadl
@@ -50,6 +51,9 @@ class _Learning(Hooks):
         if step % self.recipe.solve_every:
             return
         w, progress = current_weights(self.net, self.sites), step / steps
+        for key, weight in w.items():
+            if not bool(weight.isfinite().all()):
+                raise TrainingError(f"the weights of {key} are no longer finite in step {step + 1} of BC-ADL: check the data")
         if self.state.plan is not None:
             self.state = bcadl.update_m(w, self.state, self.penalty)
         self.penalty = self.recipe.penalty_at(progress)

@@ -115,8 +115,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             for parameter, added in hooks.gradients():
-                assert parameter.grad is not None
-                parameter.grad += added
+                parameter.grad = added.clone() if parameter.grad is None else parameter.grad + added
             optimizer.step()
             value = float(loss.detach())
             if value != value or value in (float("inf"), float("-inf")):

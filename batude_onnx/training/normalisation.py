@@ -11,6 +11,7 @@ gives the function back exactly.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -49,8 +50,17 @@ class RestoredBatchNorm(nn.Module):
 
 
 def restorable(sites: Sequence[Site]) -> list[Site]:
-    """Convolutions with a stored weight of their own that no BatchNormalization follows."""
-    return [site for site in sites if site.weight and len(site.shape) > 2 and not site.normalised]
+    """Convolutions with a stored weight and bias of their own that no BatchNormalization follows.
+
+    A BatchNorm that was folded away has left a bias. Folding one into a layer without would add a bias to the file, which no
+    budget has counted.
+    """
+    readers = Counter(site.bias for site in sites)
+    return [
+        site
+        for site in sites
+        if site.weight and site.bias is not None and readers[site.bias] == 1 and len(site.shape) > 2 and not site.normalised
+    ]
 
 
 def restore(net: GraphNet, sites: Sequence[Site], inputs: Iterable[Tensor]) -> None:
@@ -66,7 +76,7 @@ def restore(net: GraphNet, sites: Sequence[Site], inputs: Iterable[Tensor]) -> N
 
         return net.step(site.key).register_forward_hook(hook)
 
-    handles = [watch(site) for site in sites]
+    handles = [watch(site) for site in sites if net.has_step(site.key)]
     net.eval()
     with torch.no_grad():
         for x in inputs:
@@ -75,8 +85,8 @@ def restore(net: GraphNet, sites: Sequence[Site], inputs: Iterable[Tensor]) -> N
         handle.remove()
     for site in sites:
         total, squares, count = sums[site.key]
-        assert isinstance(total, Tensor)
-        assert isinstance(squares, Tensor)
+        if not isinstance(total, Tensor) or not isinstance(squares, Tensor):
+            continue  # no output needs this layer
         mean = total / count
         var = (squares / count - mean.square()).clamp_min(0.0)
         net.wrap(site.key, RestoredBatchNorm(mean.float(), var.float()))

@@ -12,6 +12,10 @@ and the best of rank R in the metric G is its truncation to the leading R eigenv
     second last layer (B G^1/2 V)',      last layer G^-1/2 V,      bias  mean(Y) - B_R' mean(X).
 
 Later layers thus see, and correct, the errors that earlier ones have made.
+
+A restored BatchNorm behind the layer, which training has moved, becomes again the identity on the new outputs: their mean is
+mean(Y), their variance the diagonal of the covariance that B_R explains. A bias is fitted only where the layer has one, since
+it would count against the budget.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from batude_onnx.decomposition import Metric
 from batude_onnx.importer import GraphNet
 from batude_onnx.records import FactorChain, LayerSpec, Site
 from batude_onnx.training.chain_module import ChainModule, run_layer
+from batude_onnx.training.normalisation import RestoredBatchNorm
 from batude_onnx.training.statistics import channels_last_axis
 
 
@@ -88,25 +93,38 @@ class _Sums:
         self.rows += x.shape[1]
 
 
-def _solve(sums: _Sums, rank: int, metric: Metric | None, *, biased: bool, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(g, R, D), (g, S/g, R) and the bias (g, S/g)."""
+@dataclass(frozen=True)
+class _Fit:
+    """The two layers (g, R, D) and (g, S/g, R), their bias (g, S/g), and mean and variance (g, S/g) of what they give."""
+
+    inner: Tensor
+    outer: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def _solve(sums: _Sums, rank: int, metric: Metric | None, *, biased: bool, ridge: float) -> _Fit:
     xx, xy, x, y = (torch.as_tensor(part) for part in (sums.xx, sums.xy, sums.x, sums.y))
     mean_x, mean_y = x / sums.rows, y / sums.rows
+    centred = xx - sums.rows * mean_x[..., :, None] * mean_x[..., None, :]
     if biased:
-        xx = xx - sums.rows * mean_x[..., :, None] * mean_x[..., None, :]
-        xy = xy - sums.rows * mean_x[..., :, None] * mean_y[..., None, :]
-    size = xx.shape[-1]
-    damp = ridge * xx.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] * torch.eye(size, dtype=xx.dtype)
-    b = torch.linalg.solve(xx + damp, xy)
+        xx, xy = centred, xy - sums.rows * mean_x[..., :, None] * mean_y[..., None, :]
+    # Where nothing but zeros comes in, any positive number will do.
+    mean_square = xx.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(xx.dtype).tiny)
+    xx = xx + ridge * mean_square[:, None, None] * torch.eye(xx.shape[-1], dtype=xx.dtype)
+    b = torch.linalg.solve(xx, xy)
     identity = torch.eye(xy.shape[-1], dtype=xx.dtype).expand(len(xx), -1, -1)
     root = identity if metric is None else metric.output_root
     inverse = identity if metric is None else metric.output_inverse
     weighed = b @ root
-    _, vectors = torch.linalg.eigh(weighed.mT @ (xx + damp) @ weighed)
+    _, vectors = torch.linalg.eigh(weighed.mT @ xx @ weighed)
     v = vectors[..., -rank:]
     inner, outer = (weighed @ v).mT, inverse @ v
-    bias = mean_y - ((outer @ inner) @ mean_x[..., None])[..., 0]
-    return inner, outer, bias
+    fitted = outer @ inner
+    mean = (fitted @ mean_x[..., None])[..., 0]
+    variance = ((fitted @ centred) * fitted).sum(-1).clamp_min(0.0) / sums.rows
+    return _Fit(inner, outer, mean_y - mean, mean_y if biased else mean, variance)
 
 
 def _balanced(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,14 +136,13 @@ def _balanced(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
 
 def refit_layer(
     net: GraphNet, original: GraphNet, site: Site, inputs: Sequence[Tensor], metric: Metric | None, ridge: float = 1e-4
-) -> FactorChain:
-    """The chain that `net` runs at `site`, with its last two layers and bias re-fitted to `original` on `inputs`."""
-    module = net.operation(site.key)
+) -> None:
+    """Re-fit the last two layers and the bias of the chain that `net` runs at `site` to `original` on `inputs`."""
+    module, norm = net.operation(site.key), net.after(site.key)
     assert isinstance(module, ChainModule)
     chain = module.trained()
     *first, inner, outer = chain.layers
-    # A MatMul has no place for a bias; every other layer does.
-    biased = len(site.shape) > 2 or site.bias is not None
+    biased = site.bias is not None
     sums = _Sums()
 
     def received(x: Tensor, _: Tensor) -> Tensor:
@@ -138,18 +155,19 @@ def refit_layer(
         wanted = channels_last_axis(_at(original, site.key, x, lambda _, out: out), site)
         grouped = wanted.reshape(wanted.shape[0], site.geometry.groups, -1).movedim(1, 0)
         sums.add(seen, grouped)
-    rank = outer.weight.shape[1]
-    a, b, bias = _solve(sums, rank, metric, biased=biased, ridge=ridge)
-    a, b = _balanced(a, b)
+    fit = _solve(sums, outer.weight.shape[1], metric, biased=biased, ridge=ridge)
+    a, b = _balanced(fit.inner, fit.outer)
+    bias = fit.bias.reshape(-1).float().numpy() if biased else None
     fitted = (
         replace(inner, weight=a.reshape(inner.weight.shape).float().numpy()),
-        LayerSpec(
-            b.reshape(outer.weight.shape).float().numpy(),
-            bias.reshape(-1).float().numpy() if biased else None,
-            outer.geometry,
-        ),
+        LayerSpec(b.reshape(outer.weight.shape).float().numpy(), bias, outer.geometry),
     )
-    return FactorChain(chain.method, (*first, *fitted))
+    device = next(module.parameters()).device
+    net.replace(site.key, ChainModule(FactorChain(chain.method, (*first, *fitted))).to(device))
+    if isinstance(norm, RestoredBatchNorm):
+        net.unwrap(site.key)
+        identity = RestoredBatchNorm(fit.mean.reshape(-1).float(), fit.variance.reshape(-1).float())
+        net.wrap(site.key, identity.to(device))
 
 
 def refit(
@@ -165,7 +183,5 @@ def refit(
     original.eval()
     with torch.no_grad():
         for number, site in enumerate(sites, 1):
-            device = next(iter(net.step(site.key).parameters())).device
-            chain = refit_layer(net, original, site, inputs, metrics.get(site.key))
-            net.replace(site.key, ChainModule(chain).to(device))
+            refit_layer(net, original, site, inputs, metrics.get(site.key))
             report(number, len(sites))
