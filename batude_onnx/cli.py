@@ -20,6 +20,7 @@ from batude_onnx.settings import DEFAULT_EPOCHS, Settings, Source
 from batude_onnx.training.recipe import RECIPES
 
 INTERRUPTED = 130
+FILE_WIDTH = 110
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -83,6 +84,12 @@ def _data_options(command: Callable[..., None]) -> Callable[..., None]:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def _console(stderr: bool = False) -> Console:
+    """A file or a pipe gets lines of a fixed width, so that tables stay tables."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=FILE_WIDTH)
 
 
 def _stamped(verdict: object) -> str:
@@ -155,7 +162,7 @@ def compress(
         simplify=not no_simplify,
         inputs=inputs,
     )
-    console = Console(stderr=as_json)
+    console = _console(stderr=as_json)
     with ConsoleWatch(console) as watch:
         verdict = run(settings, watch)
     if as_json:
@@ -188,7 +195,7 @@ def inspect(model: Path, inputs: dict[str, tuple[int, ...]], as_json: bool) -> N
     if as_json:
         click.echo(_stamped({"cost": asdict(seen.cost), "layers": [asdict(site) for site in seen.sites]}))
         return
-    console = Console()
+    console = _console()
     console.print(layer_table(seen.sites, seen.cost))
     within = sum(site.params for site in seen.compressible)
     share = 100 * within / seen.cost.params if seen.cost.params else 0.0
@@ -234,7 +241,7 @@ def validate(
     if as_json:
         click.echo(_stamped(asdict(comparison)))
     else:
-        console = Console()
+        console = _console()
         console.print(comparison_table(comparison, ("first", "second")))
         console.print()
         console.print(difference_table(comparison))

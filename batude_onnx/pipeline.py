@@ -324,7 +324,7 @@ def _whole(seen: Survey, plan: RankPlan) -> dict[str, str]:
         if site.method is None:
             reasons[site.key] = str(site.reason)
         elif plan.ranks[site.key] is None:
-            reasons[site.key] = "the budget is better spent on keeping it whole"
+            reasons[site.key] = "the budget pays for it as it is"
     return reasons
 
 

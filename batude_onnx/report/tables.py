@@ -22,24 +22,27 @@ def _plain(*columns: str) -> Table:
 
 
 def layer_table(sites: Sequence[Site], cost: Cost) -> Table:
-    """One row a layer: what it is, what it costs, its share, and whether it can be compressed."""
+    """One row a layer: what it is, what it costs, its share, and whether it can be compressed.
+
+    The weight is S x C/groups x kernel.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("layer", "op", "weight", "kernel", "groups"):
+    for column in ("layer", "op", "weight"):
         table.add_column(column, overflow="fold")
-    for column in ("params", "share", "MACs", "share"):
+    for column in ("groups", "params", "share", "MACs", "share"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("compressible", overflow="fold")
     for site in sites:
+        known = bool(site.shape)
         table.add_row(
             site.key,
             site.op,
-            " x ".join(map(str, site.shape[:2])) or "-",
-            "x".join(map(str, site.kernel)) or "-",
+            "x".join(map(str, site.shape)) or "-",
             str(site.geometry.groups),
-            number(site.params if site.shape else None),
-            f"{100 * site.params / cost.params:.1f}%" if site.shape and cost.params else "-",
-            number(site.macs if site.shape and site.positions else None),
-            f"{100 * site.macs / cost.macs:.1f}%" if site.shape and cost.macs and site.positions else "-",
+            number(site.params if known else None),
+            f"{100 * site.params / cost.params:.1f}%" if known and cost.params else "-",
+            number(site.macs if known and site.positions else None),
+            f"{100 * site.macs / cost.macs:.1f}%" if known and cost.macs and site.positions else "-",
             f"yes ({site.method})" if site.method else f"no: {site.reason}",
         )
     return table
@@ -98,13 +101,12 @@ def difference_table(comparison: Comparison) -> Table:
 
 
 def rank_table(verdict: Verdict) -> Table:
-    """What became of each layer."""
+    """What became of each layer: the ranks of those replaced, and the reason of those left whole."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", overflow="fold")
     table.add_column("ranks", no_wrap=True)
-    table.add_column("reason", overflow="fold")
     for key, ranks in verdict.ranks.items():
-        table.add_row(key, " x ".join(map(str, ranks)), "")
+        table.add_row(key, " x ".join(map(str, ranks)))
     for key, reason in verdict.whole.items():
-        table.add_row(key, "whole", reason)
+        table.add_row(key, f"whole: {reason}")
     return table
