@@ -21,6 +21,9 @@ class BatchNormalization(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        # An exporter may have stored a bias and a mean that were equal as one tensor; what is learned is no statistic.
+        if mean.requires_grad or var.requires_grad:
+            mean, var = mean.detach().clone(), var.detach().clone()
         return F.batch_norm(x, mean, var, scale, bias, self.training, 0.1, self.eps)
 
 
