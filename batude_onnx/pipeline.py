@@ -36,7 +36,7 @@ from batude_onnx.training import compressing, normalisation, refit, statistics
 from batude_onnx.training.batches import Augmentation, Batches
 from batude_onnx.training.loop import train
 from batude_onnx.training.recipe import RECIPES
-from batude_onnx.validation import Session, compare, open_session, require
+from batude_onnx.validation import Session, compare, open_graph, open_session, require
 
 # Samples for BatchNorm statistics and re-fitting, and for the moments of the metric.
 CALIBRATION = 1024
@@ -162,8 +162,7 @@ def _prove_surgery(case: _Case) -> tuple[OutputDifference, ...]:
     for site in case.seen.compressible:
         most = decomposition.method_of(site).max_ranks(site.shape, site.geometry.groups)
         chains[site.key] = _factor(site, nodes[site.key], most)
-    proto = ir.to_proto(rewrite(case.model, chains))
-    rewritten = open_session(proto.SerializeToString(), case.settings.provider, case.settings.threads)
+    rewritten = open_graph(rewrite(case.model, chains), case.settings.provider, case.settings.threads)
     differences = compare(outputs_of(case.original, case.feeds), outputs_of(rewritten, case.feeds))
     require(differences, "the rewrite at full rank does not equal the original")
     return differences
@@ -193,11 +192,10 @@ def _without_data(case: _Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     chains = {key: _factor(by_key[key], nodes[key], ranks) for key, ranks in plan.chosen().items()}
     dense = {}
     for key, chain in chains.items():
-        near = decomposition.method(chain.method).reconstruct(chain).float().numpy()
-        dense[by_key[key].weight] = np.ascontiguousarray(near.T if by_key[key].transposed else near)
-    proto = ir.to_proto(rewrite(case.model, {}, weights=dense))
-    expected = outputs_of(open_session(proto.SerializeToString(), case.settings.provider, case.settings.threads), case.feeds)
-    return TrainResult(plan, chains, {}, {}), expected
+        weight = decomposition.method(chain.method).reconstruct(chain).float().numpy()
+        dense[by_key[key].weight] = np.ascontiguousarray(weight.T if by_key[key].transposed else weight)
+    near = open_graph(rewrite(case.model, {}, weights=dense), case.settings.provider, case.settings.threads)
+    return TrainResult(plan, chains, {}, {}), outputs_of(near, case.feeds)
 
 
 def _with_data(case: _Case, watch: Watch) -> tuple[TrainResult, Feeds]:

@@ -55,6 +55,12 @@ def store(root: ir.Value, values: FloatArray) -> None:
     node.attributes.add(ir.AttrTensor("value", fresh))
 
 
+def made_by(value: ir.Value | None) -> str:
+    """Where a value that is no constant comes from, in words."""
+    node = None if value is None else value.producer()
+    return "fed as an input" if node is None else f"computed in the graph (by {node.op_type})"
+
+
 def name_of(root: ir.Value) -> str:
     """The name by which the importer knows the parameter, too."""
     if root.name is None:

@@ -38,7 +38,7 @@ def describe(node: ir.Node) -> Description:
     """Weight (S, C/g, *kernel), input 1; bias, input 2."""
     weight = constants.source(node.inputs[1])
     if weight is None:
-        raise Whole("its weight is computed in the graph, not stored")
+        raise Whole(f"its weight is {constants.made_by(node.inputs[1])}, not stored")
     held = constants.tensor(weight)
     if held.dtype not in constants.FLOATS:
         raise Whole(f"its weight is stored as {held.dtype.name}, not as floating point")
@@ -47,9 +47,15 @@ def describe(node: ir.Node) -> Description:
     given = node.inputs[2] if len(node.inputs) > 2 else None
     bias = constants.source(given)
     if given is not None and bias is None:
-        raise Whole("its bias is computed in the graph, not stored")
+        raise Whole(f"its bias is {constants.made_by(given)}, not stored")
     shape = tuple(int(size) for size in held.shape.numpy())
     return Description(weight, bias, shape, geometry_of(node, len(shape) - 2))
+
+
+def outline(node: ir.Node, shapes: Shapes) -> tuple[tuple[int, ...], Geometry]:
+    """The stored shape is the canonical one."""
+    shape = shapes.get(str(node.inputs[1].name), ()) if node.inputs[1] else ()
+    return shape, geometry_of(node, max(0, len(shape) - 2))
 
 
 def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int]:
@@ -95,4 +101,4 @@ def chain(node: ir.Node, chain: FactorChain, maker: Maker) -> list[ir.Node]:
     return nodes
 
 
-KIND = register(LayerKind(OP, describe, macs, positions, chain))
+KIND = register(LayerKind(OP, describe, outline, macs, positions, chain))

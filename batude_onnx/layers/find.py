@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from batude_onnx.layers import constants
 from batude_onnx.layers.registry import Shapes, Whole, kind_of
-from batude_onnx.records import Cost, FloatArray, Geometry, Site
+from batude_onnx.records import Cost, FloatArray, Site
 
 
 def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
@@ -24,15 +24,16 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
             continue
         out, into = kind.positions(node, shapes)
         data = "" if node.inputs[0] is None else str(node.inputs[0].name)
+        shape, geometry = kind.outline(node, shapes)
         blank = Site(
-            str(node.outputs[0].name), node.name or "", node.op_type, "", None, (), Geometry(), out, into, None, data=data
+            str(node.outputs[0].name), node.name or "", node.op_type, "", None, shape, geometry, out, into, None, data=data
         )  # fmt: skip
         try:
             described = kind.describe(node)
         except Whole as reason:
-            weight = node.inputs[1]
-            shape = shapes.get(str(weight.name), ()) if weight is not None else ()
-            sites.append(replace(blank, shape=shape, reason=str(reason)))
+            # A factor that is computed is no parameter of the model.
+            stored = constants.source(node.inputs[1]) is not None
+            sites.append(replace(blank, shape=shape if stored else (), reason=str(reason)))
             continue
         bias = None if described.bias is None else constants.name_of(described.bias)
         sites.append(

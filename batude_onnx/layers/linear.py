@@ -13,6 +13,9 @@ from batude_onnx.layers import constants
 from batude_onnx.layers.registry import Description, LayerKind, Maker, Shapes, Whole, register
 from batude_onnx.records import FactorChain, Geometry
 
+# From this opset on.
+GEMM_BIAS_OPTIONAL = 11
+
 
 def _number(node: ir.Node, name: str, default: float) -> float:
     attribute = node.attributes.get(name)
@@ -26,7 +29,9 @@ def _stored_as_is(node: ir.Node) -> bool:
 def _weight(node: ir.Node) -> tuple[ir.Value, tuple[int, ...]]:
     weight = constants.source(node.inputs[1])
     if weight is None:
-        raise Whole("both factors are computed in the graph")
+        if constants.source(node.inputs[0]) is not None:
+            raise Whole("its constant factor is the left one")
+        raise Whole(f"its right factor is {constants.made_by(node.inputs[1])}, not stored")
     held = constants.tensor(weight)
     if held.dtype not in constants.FLOATS:
         raise Whole(f"its weight is stored as {held.dtype.name}, not as floating point")
@@ -48,16 +53,24 @@ def describe_gemm(node: ir.Node) -> Description:
     """alpha x B + beta C, with alpha = beta = 1 and x not transposed."""
     if _number(node, "transA", 0):
         raise Whole("Gemm with transA = 1")
+    if _number(node, "broadcast", 0):
+        raise Whole("Gemm of an opset before 7")
     if _number(node, "alpha", 1.0) != 1.0 or _number(node, "beta", 1.0) != 1.0:
         raise Whole("Gemm with alpha or beta other than 1")
     weight, shape = _weight(node)
     given = node.inputs[2] if len(node.inputs) > 2 else None
     bias = constants.source(given)
     if given is not None and bias is None:
-        raise Whole("its bias is computed in the graph, not stored")
+        raise Whole(f"its bias is {constants.made_by(given)}, not stored")
     if bias is not None and tuple(constants.tensor(bias).shape.numpy()) != shape[:1]:
         raise Whole("its bias is not one value for each output")
     return Description(weight, bias, shape, Geometry.pointwise(0), transposed=not _stored_as_is(node))
+
+
+def outline(node: ir.Node, shapes: Shapes) -> tuple[tuple[int, ...], Geometry]:
+    """The last two axes of the right factor."""
+    shape = shapes.get(str(node.inputs[1].name), ()) if node.inputs[1] else ()
+    return shape[-2:] if _stored_as_is(node) else shape[-2:][::-1], Geometry.pointwise(0)
 
 
 def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int]:
@@ -76,17 +89,18 @@ def macs(node: ir.Node, shapes: Shapes) -> int | None:
 
 
 def chain(node: ir.Node, chain: FactorChain, maker: Maker) -> list[ir.Node]:
-    """One node of the same op for each layer of the chain."""
+    """One node of the same op for each layer of the chain; before opset 11 a Gemm without a bias has to be a MatMul."""
     nodes: list[ir.Node] = []
-    as_is = _stored_as_is(node)
     data = node.inputs[0]
     for number, layer in enumerate(chain.layers, 1):
+        op = "MatMul" if layer.bias is None and maker.opset < GEMM_BIAS_OPTIONAL else node.op_type
+        as_is = op == node.op_type and _stored_as_is(node)
         inputs = [data, maker.initializer(f"factor{number}_weight", layer.weight if as_is else layer.weight.T)]
         if layer.bias is not None:
             inputs.append(maker.initializer(f"factor{number}_bias", layer.bias))
         made = ir.Node(
             node.domain,
-            node.op_type,
+            op,
             inputs,
             [ir.AttrInt64("transB", 1)] if as_is else [],
             name=maker.name(f"factor{number}_node"),
@@ -99,5 +113,5 @@ def chain(node: ir.Node, chain: FactorChain, maker: Maker) -> list[ir.Node]:
     return nodes
 
 
-GEMM = register(LayerKind("Gemm", describe_gemm, macs, positions, chain))
-MATMUL = register(LayerKind("MatMul", describe_matmul, macs, positions, chain))
+GEMM = register(LayerKind("Gemm", describe_gemm, outline, macs, positions, chain))
+MATMUL = register(LayerKind("MatMul", describe_matmul, outline, macs, positions, chain))

@@ -36,6 +36,7 @@ class LayerKind:
     """One op.
 
     `describe(node)`: the layer, or raises `Whole`.
+    `outline(node, shapes)`: the canonical shape, () where it is unknown, and the geometry, also of a node that is left alone.
     `macs(node, shapes)`: multiply-accumulates of one run, None where shapes are unknown.
     `positions(node, shapes)`: how often the kernel is applied, on the output's and on the input's side.
     `chain(node, chain, maker)`: the nodes that compute the chain; `maker` names values and adds initializers.
@@ -43,6 +44,7 @@ class LayerKind:
 
     op: str
     describe: Callable[[ir.Node], Description]
+    outline: Callable[[ir.Node, Shapes], tuple[tuple[int, ...], Geometry]]
     macs: Callable[[ir.Node, Shapes], int | None]
     positions: Callable[[ir.Node, Shapes], tuple[int, int]]
     chain: Callable[[ir.Node, FactorChain, Maker], list[ir.Node]] | None
@@ -53,8 +55,17 @@ class Maker:
 
     def __init__(self, graph: ir.Graph, base: str, dtype: ir.DataType) -> None:
         self._graph, self._base, self._dtype = graph, base, dtype
-        self._taken = {value.name for node in graph for value in node.outputs}
-        self._taken |= set(graph.initializers) | {value.name for value in graph.inputs}
+        self._taken: set[str | None] = set()
+        # Names of inner graphs count too, since a value of theirs may not have the name of an outer one.
+        for scope in (graph, *graph.subgraphs()):
+            self._taken |= set(scope.initializers) | {value.name for value in scope.inputs}
+            self._taken |= {node.name for node in scope} | {value.name for node in scope for value in node.outputs}
+
+    @property
+    def opset(self) -> int:
+        """Of the ONNX ops."""
+        imports = self._graph.opset_imports
+        return imports.get("", imports.get("ai.onnx", 1))
 
     def name(self, suffix: str) -> str:
         """`<base>_<suffix>`, numbered where the graph already has that name."""

@@ -27,8 +27,12 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, tuple[int, ...]] | None =
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if given is not None:
                 dim.dim_value = given[axis]
-            elif not dim.HasField("dim_value") and axis == 0:
+            elif dim.dim_value > 0:
+                continue
+            elif axis == 0:
                 dim.dim_value = 1
+            else:
+                dim.ClearField("dim_value")  # some exporters write -1 for an open size
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
     shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}

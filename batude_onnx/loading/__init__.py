@@ -1,7 +1,7 @@
 """Models and data read and checked; files written whole."""
 
 from batude_onnx.loading.dataset import Dataset, holdout, load_dataset, preprocess
-from batude_onnx.loading.inputs import InputSpec, generate, input_specs
+from batude_onnx.loading.inputs import InputSpec, generate, input_specs, require_fit
 from batude_onnx.loading.model import external_files, load_model
 from batude_onnx.loading.writing import check_writable, data_path, save_model, write_atomically
 
@@ -17,6 +17,7 @@ __all__ = [
     "load_dataset",
     "load_model",
     "preprocess",
+    "require_fit",
     "save_model",
     "write_atomically",
 ]

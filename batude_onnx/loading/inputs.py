@@ -60,21 +60,27 @@ def generate(
     whole shape of an input, batch included. Raises ModelError where a size stays unknown or `shapes` does not fit.
     """
     given = dict(shapes or {})
-    unknown = sorted(set(given) - {spec.name for spec in specs})
-    if unknown:
-        names = ", ".join(spec.name for spec in specs)
-        raise ModelError(f"a shape was given for {unknown[0]!r}, which is no input; the inputs are {names}")
+    require_fit(specs, given)
     generator = np.random.default_rng(seed)
     return {spec.name: _values(spec, _shape(spec, batch, given.get(spec.name)), generator) for spec in specs}
 
 
-def _shape(spec: InputSpec, batch: int, given: tuple[int, ...] | None) -> tuple[int, ...]:
-    if given is not None:
+def require_fit(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ModelError where `shapes` names no input, or gives one a shape that it cannot have."""
+    by_name = {spec.name: spec for spec in specs}
+    for name, given in shapes.items():
+        if name not in by_name:
+            raise ModelError(f"a shape was given for {name!r}, which is no input; the inputs are {', '.join(by_name)}")
+        spec = by_name[name]
         fits = len(given) == len(spec.shape) and all(
             size == wanted or not isinstance(wanted, int) for size, wanted in zip(given, spec.shape, strict=True)
         )
         if not fits or min(given, default=1) < 1:
             raise ModelError(f"shape {given} does not fit input {spec}; only sizes that are not numbers can be chosen, from 1 up")
+
+
+def _shape(spec: InputSpec, batch: int, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    if given is not None:
         return given
     sizes: list[int] = []
     for axis, size in enumerate(spec.shape):

@@ -16,6 +16,9 @@ import onnx_ir as ir
 from batude_onnx.layers import Maker, constants, kind_of, nodes_by_key
 from batude_onnx.records import FactorChain, FloatArray
 
+# Before this IR version every initializer is a graph input too.
+INITIALIZERS_APART = 4
+
 
 def rewrite(
     model: ir.Model,
@@ -28,7 +31,7 @@ def rewrite(
     """A copy of `model` with the layers named in `chains` replaced.
 
     `weights`: new values of other constants, by name, in the shape in which they are stored.
-    `biases`: biases for layers that had none and stay whole, by the layer's key, (S,).
+    `biases`: new biases of layers that stay whole, by the layer's key, (S,); a layer without one gets one.
     `metadata`: entries added to the model's metadata_props.
     """
     edited = model.clone()
@@ -39,9 +42,11 @@ def rewrite(
         if not np.array_equal(constants.read(roots[name]), values):
             constants.store(roots[name], values)
     for key, values in (biases or {}).items():
-        _add_bias(graph, nodes[key], values)
+        _set_bias(graph, nodes[key], values)
     for key, chain in chains.items():
         _replace(graph, nodes[key], chain)
+    if (edited.ir_version or 0) < INITIALIZERS_APART:
+        _list_as_inputs(graph)
     edited.metadata_props.update(metadata or {})
     return edited
 
@@ -61,10 +66,23 @@ def _stored_type(node: ir.Node) -> ir.DataType:
     return constants.tensor(root).dtype
 
 
-def _add_bias(graph: ir.Graph, node: ir.Node, values: FloatArray) -> None:
+def _set_bias(graph: ir.Graph, node: ir.Node, values: FloatArray) -> None:
+    """In place where the bias is the node's own; under a new name where it has none or shares it with others."""
+    held = node.inputs[2] if len(node.inputs) > 2 else None
+    root = constants.source(held)
+    if root is not None and constants.uses(root) == 1:
+        constants.store(root, values)
+        return
     maker = Maker(graph, str(node.outputs[0].name), _stored_type(node))
     node.resize_inputs(3)
     node.replace_input_with(2, maker.initializer("bias", values))
+    if held is not None:
+        _drop_unused(graph, held)
+
+
+def _list_as_inputs(graph: ir.Graph) -> None:
+    listed = {value.name for value in graph.inputs}
+    graph.inputs.extend(value for name, value in graph.initializers.items() if name not in listed)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, chain: FactorChain) -> None:
@@ -95,5 +113,7 @@ def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
         graph.remove(producer, safe=True)
         for given in inputs:
             _drop_unused(graph, given)
-    elif value.name in graph.initializers and not value.is_graph_input():
+    elif value.name in graph.initializers:
+        if value.is_graph_input():
+            graph.inputs.remove(value)
         del graph.initializers[str(value.name)]

@@ -4,7 +4,7 @@ from batude_onnx.validation.accuracy import agreement, classification, is_classi
 from batude_onnx.validation.latency import compare_latency
 from batude_onnx.validation.measuring import measure_shapes
 from batude_onnx.validation.parity import compare, require
-from batude_onnx.validation.sessions import Session, open_session, run_batched
+from batude_onnx.validation.sessions import Session, open_graph, open_session, run_batched
 
 __all__ = [
     "Session",
@@ -14,6 +14,7 @@ __all__ = [
     "compare_latency",
     "is_classifier",
     "measure_shapes",
+    "open_graph",
     "open_session",
     "require",
     "run_batched",

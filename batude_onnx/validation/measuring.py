@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir
 
-from batude_onnx.validation.sessions import open_session
+from batude_onnx.validation.sessions import open_graph
 
 
 def measure_shapes(
@@ -28,5 +28,5 @@ def measure_shapes(
                 values[name].type = kind
             watched.graph.outputs.append(values[name])
             shown.add(name)
-    outputs = open_session(onnx_ir.to_proto(watched).SerializeToString()).run(feeds)
+    outputs = open_graph(watched).run(feeds)
     return {name: array.shape for name, array in outputs.items()}

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir
 
 from batude_onnx.errors import ModelError, RuntimeMissingError
 
@@ -81,6 +83,18 @@ def open_session(model: bytes | Path, provider: str = "cpu", threads: int | None
     if native.get_providers()[0] != wanted:
         raise _not_there(provider)
     return Session(native, provider, threads)
+
+
+def open_graph(model: onnx_ir.Model, provider: str = "cpu", threads: int | None = None) -> Session:
+    """A session of a model in memory, refused as by `open_session`."""
+    held = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    if not any(isinstance(tensor, onnx_ir.ExternalTensor) for tensor in held):
+        return open_session(onnx_ir.to_proto(model).SerializeToString(), provider, threads)
+    # External weights cannot be found from bytes, and may be more than a message can hold.
+    with TemporaryDirectory(prefix="batude-onnx-") as folder:
+        path = Path(folder) / "model.onnx"
+        onnx_ir.save(model.clone(), path, external_data="weights")
+        return open_session(path, provider, threads)
 
 
 def run_batched(session: Session, feeds: Arrays, batch: int) -> dict[str, npt.NDArray[Any]]:
