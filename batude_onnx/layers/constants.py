@@ -28,6 +28,10 @@ def source(value: ir.Value | None) -> ir.Value | None:
 
 def tensor(root: ir.Value) -> ir.TensorProtocol:
     """The tensor held by a `source`."""
+    node = root.producer()
+    if node is not None and "value" in node.attributes:
+        # As get_const_tensor does, which would also rename the file's own tensor.
+        return node.attributes["value"].as_tensor()
     held = ir.convenience.get_const_tensor(root)
     if held is None:
         raise ValueError(f"{root.name} holds no tensor")

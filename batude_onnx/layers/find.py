@@ -86,9 +86,9 @@ def count(model: ir.Model, shapes: Shapes) -> Cost:
                 params += value.const_value.size
     macs = 0
     for node in model.graph.all_nodes():
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and constants.source(node.outputs[0]) is not None:
-            held = ir.convenience.get_const_tensor(node.outputs[0])
-            if held is not None and held.dtype.is_floating_point():
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            held = constants.tensor(node.outputs[0])
+            if held.dtype.is_floating_point():
                 params += prod(held.shape.numpy())
         kind = kind_of(node)
         if kind is not None:
