@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import time
@@ -226,10 +227,11 @@ def _with_data(case: _Case, watch: Watch) -> tuple[TrainResult, Feeds]:
                 net, teacher, sites, batches, recipe, rules, metric=case.budget.metric, epochs=learning, report=watch.train
             )
             metrics = {} if recipe.literal else statistics.collect_metrics(net, sites, moments, settings.seed)
+    dense = copy.deepcopy(net)
     compressing.decompose(net, sites, plan, metrics)
     if recipe.refit:
         chosen = [site for site in sites if site.key in plan.chosen()]
-        refit.refit(net, teacher, chosen, calibration, metrics, lambda done, total: watch.count("re-fitting", done, total))
+        refit.refit(net, dense, chosen, calibration, metrics, lambda done, total: watch.count("re-fitting", done, total))
     if settings.epochs:
         tuned = train(
             net, teacher, batches, recipe, recipe.finetune,

@@ -1,7 +1,7 @@
-"""Factors re-fitted in closed form, so that the compressed network's features reproduce the original's.
+"""Factors re-fitted in closed form, so that the decomposed network's features reproduce the dense one's.
 
 Layers are taken in the order of the graph. For each, the chain's first factors stay; its last two layers are together a linear
-map from the patches X (rows, D) of what they receive *in the already compressed network* to the original layer's outputs
+map from the patches X (rows, D) of what they receive *in the already compressed network* to the dense layer's outputs
 Y (rows, S). The best such map with a bias is least squares,
 
     B = (X'X)^-1 X'Y      (X, Y centred),
@@ -13,9 +13,7 @@ and the best of rank R in the metric G is its truncation to the leading R eigenv
 
 Later layers thus see, and correct, the errors that earlier ones have made.
 
-A restored BatchNorm behind the layer, which training has moved, becomes again the identity on the new outputs: their mean is
-mean(Y), their variance the diagonal of the covariance that B_R explains. A bias is fitted only where the layer has one, since
-it would count against the budget.
+A bias is fitted only where the layer has one, since it would count against the budget.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ from batude_onnx.decomposition import Metric
 from batude_onnx.importer import GraphNet
 from batude_onnx.records import FactorChain, LayerSpec, Site
 from batude_onnx.training.chain_module import ChainModule, run_layer
-from batude_onnx.training.normalisation import RestoredBatchNorm
 from batude_onnx.training.statistics import channels_last_axis
 
 
@@ -95,21 +92,19 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Fit:
-    """The two layers (g, R, D) and (g, S/g, R), their bias (g, S/g), and mean and variance (g, S/g) of what they give."""
+    """The two layers (g, R, D) and (g, S/g, R), and their bias (g, S/g)."""
 
     inner: Tensor
     outer: Tensor
     bias: Tensor
-    mean: Tensor
-    variance: Tensor
 
 
 def _solve(sums: _Sums, rank: int, metric: Metric | None, *, biased: bool, ridge: float) -> _Fit:
     xx, xy, x, y = (torch.as_tensor(part) for part in (sums.xx, sums.xy, sums.x, sums.y))
     mean_x, mean_y = x / sums.rows, y / sums.rows
-    centred = xx - sums.rows * mean_x[..., :, None] * mean_x[..., None, :]
     if biased:
-        xx, xy = centred, xy - sums.rows * mean_x[..., :, None] * mean_y[..., None, :]
+        xx = xx - sums.rows * mean_x[..., :, None] * mean_x[..., None, :]
+        xy = xy - sums.rows * mean_x[..., :, None] * mean_y[..., None, :]
     # Where nothing but zeros comes in, any positive number will do.
     mean_square = xx.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(xx.dtype).tiny)
     xx = xx + ridge * mean_square[:, None, None] * torch.eye(xx.shape[-1], dtype=xx.dtype)
@@ -121,10 +116,7 @@ def _solve(sums: _Sums, rank: int, metric: Metric | None, *, biased: bool, ridge
     _, vectors = torch.linalg.eigh(weighed.mT @ xx @ weighed)
     v = vectors[..., -rank:]
     inner, outer = (weighed @ v).mT, inverse @ v
-    fitted = outer @ inner
-    mean = (fitted @ mean_x[..., None])[..., 0]
-    variance = ((fitted @ centred) * fitted).sum(-1).clamp_min(0.0) / sums.rows
-    return _Fit(inner, outer, mean_y - mean, mean_y if biased else mean, variance)
+    return _Fit(inner, outer, mean_y - ((outer @ inner) @ mean_x[..., None])[..., 0])
 
 
 def _balanced(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,10 +127,10 @@ def _balanced(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refit_layer(
-    net: GraphNet, original: GraphNet, site: Site, inputs: Sequence[Tensor], metric: Metric | None, ridge: float = 1e-4
+    net: GraphNet, dense: GraphNet, site: Site, inputs: Sequence[Tensor], metric: Metric | None, ridge: float = 1e-4
 ) -> None:
-    """Re-fit the last two layers and the bias of the chain that `net` runs at `site` to `original` on `inputs`."""
-    module, norm = net.operation(site.key), net.after(site.key)
+    """Re-fit the last two layers and the bias of the chain that `net` runs at `site` to `dense` on `inputs`."""
+    module = net.operation(site.key)
     assert isinstance(module, ChainModule)
     chain = module.trained()
     *first, inner, outer = chain.layers
@@ -152,7 +144,7 @@ def refit_layer(
 
     for x in inputs:
         seen = _at(net, site.key, x, received)
-        wanted = channels_last_axis(_at(original, site.key, x, lambda _, out: out), site)
+        wanted = channels_last_axis(_at(dense, site.key, x, lambda _, out: out), site)
         grouped = wanted.reshape(wanted.shape[0], site.geometry.groups, -1).movedim(1, 0)
         sums.add(seen, grouped)
     fit = _solve(sums, outer.weight.shape[1], metric, biased=biased, ridge=ridge)
@@ -164,24 +156,23 @@ def refit_layer(
     )
     device = next(module.parameters()).device
     net.replace(site.key, ChainModule(FactorChain(chain.method, (*first, *fitted))).to(device))
-    if isinstance(norm, RestoredBatchNorm):
-        net.unwrap(site.key)
-        identity = RestoredBatchNorm(fit.mean.reshape(-1).float(), fit.variance.reshape(-1).float())
-        net.wrap(site.key, identity.to(device))
 
 
 def refit(
     net: GraphNet,
-    original: GraphNet,
+    dense: GraphNet,
     sites: Sequence[Site],
     inputs: Sequence[Tensor],
     metrics: Mapping[str, Metric],
     report: Callable[[int, int], None],
 ) -> None:
-    """Re-fit every chain in `net`, in the order of `sites`; `report(done, all)` after each."""
+    """Re-fit every chain in `net`, in the order of `sites`, to the same network before it was decomposed.
+
+    `report(done, all)` is called after each.
+    """
     net.eval()
-    original.eval()
+    dense.eval()
     with torch.no_grad():
         for number, site in enumerate(sites, 1):
-            refit_layer(net, original, site, inputs, metrics.get(site.key))
+            refit_layer(net, dense, site, inputs, metrics.get(site.key))
             report(number, len(sites))
