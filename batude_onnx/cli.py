@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406") from error
 
 
+def _finite(context: click.Context, option: click.Parameter, value: float) -> float:
+    if not isfinite(value):
+        raise click.BadParameter(f"{value} is not a number of epochs")
+    return value
+
+
 def _shapes(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for text in texts:
@@ -68,7 +74,8 @@ _shape = click.option(
     help="Whole shape of an input with open sizes, such as input=1,3,224,224.",
 )  # fmt: skip
 _provider = click.option("--provider", default="cpu", show_default=True, help="Where onnxruntime runs: cpu or cuda.")
-_threads = click.option("--threads", type=click.IntRange(1), help="Threads of onnxruntime and torch.")
+_threads = click.option("--threads", type=click.IntRange(1, 1024), help="Threads of onnxruntime and torch.")
+_seed = click.option("--seed", type=click.IntRange(0, 2**32 - 2), default=0, show_default=True, help="Of all that is random.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for scripts.")
 
 
@@ -92,10 +99,6 @@ def _console(stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, width=FILE_WIDTH)
 
 
-def _stamped(verdict: object) -> str:
-    return json.dumps(verdict, indent=2)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="batude-onnx")
 def main() -> None:
@@ -110,13 +113,19 @@ def main() -> None:
 @_data_options
 @click.option("--limit", type=click.IntRange(1), help="Use so many training samples only.")
 @click.option(
-    "--epochs", type=click.FloatRange(0), default=DEFAULT_EPOCHS, show_default=True,
+    "--epochs", type=click.FloatRange(0), callback=_finite, default=DEFAULT_EPOCHS, show_default=True,
     help="Passes over the training data in all; 0 trains nothing.",
 )  # fmt: skip
-@click.option("--recipe", type=click.Choice(sorted(RECIPES)), default="default", show_default=True)
+@click.option(
+    "--recipe",
+    type=click.Choice(sorted(RECIPES)),
+    default="default",
+    show_default=True,
+    help="How ranks are chosen and trained; 'paper' is the literal BATUDE.",
+)
 @click.option("--no-augment", is_flag=True, help="Train on the images as they are: no shifts, no mirroring.")
 @click.option("--no-simplify", is_flag=True, help="Leave the rewritten graph as it is, without onnxsim.")
-@click.option("--seed", default=0, show_default=True)
+@_seed
 @click.option("--device", default="cpu", show_default=True, help="Where torch trains: cpu or cuda.")
 @_provider
 @_threads
@@ -145,7 +154,7 @@ def compress(
 ) -> None:
     """Write a smaller MODEL that keeps the budget and is proved to compute what was trained."""
     from batude_onnx.pipeline import compress as run
-    from batude_onnx.report import ConsoleWatch, comparison_table, rank_table
+    from batude_onnx.report import ConsoleWatch, comparison_table, rank_table, to_json
 
     settings = Settings(
         model=model,
@@ -166,7 +175,7 @@ def compress(
     with ConsoleWatch(console) as watch:
         verdict = run(settings, watch)
     if as_json:
-        click.echo(_stamped(asdict(verdict)))
+        click.echo(to_json(verdict))
         return
     console.print()
     console.print(rank_table(verdict))
@@ -189,11 +198,12 @@ def compress(
 def inspect(model: Path, inputs: dict[str, tuple[int, ...]], as_json: bool) -> None:
     """Show every layer of MODEL, what it costs, and whether it can be compressed."""
     from batude_onnx.pipeline import inspect as look
-    from batude_onnx.report import layer_table, number
+    from batude_onnx.report import layer_table, number, to_json
 
     seen = look(model, inputs)
     if as_json:
-        click.echo(_stamped({"cost": asdict(seen.cost), "layers": [asdict(site) for site in seen.sites]}))
+        rows = [asdict(site) | {"params": site.params, "macs": site.macs} for site in seen.sites]
+        click.echo(to_json({"cost": asdict(seen.cost), "layers": rows}))
         return
     console = _console()
     console.print(layer_table(seen.sites, seen.cost))
@@ -213,7 +223,7 @@ def inspect(model: Path, inputs: dict[str, tuple[int, ...]], as_json: bool) -> N
 @click.argument("second", type=click.Path(path_type=Path))
 @_data_options
 @click.option("--equal", is_flag=True, help="Fail unless all outputs are equal within rounding.")
-@click.option("--seed", default=0, show_default=True)
+@_seed
 @_provider
 @_threads
 @_shape
@@ -234,12 +244,12 @@ def validate(
 ) -> None:
     """Hold model SECOND against FIRST: size, outputs, accuracy, speed."""
     from batude_onnx.pipeline import validate as hold
-    from batude_onnx.report import comparison_table, difference_table
+    from batude_onnx.report import comparison_table, difference_table, to_json
 
     source = None if data is None else Source(data, mean=mean, std=std)
     comparison = hold(first, second, source, provider=provider, threads=threads, seed=seed, inputs=inputs)
     if as_json:
-        click.echo(_stamped(asdict(comparison)))
+        click.echo(to_json(comparison))
     else:
         console = _console()
         console.print(comparison_table(comparison, ("first", "second")))

@@ -7,7 +7,6 @@ import json
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,46 +14,33 @@ import onnx_ir as ir
 import torch
 
 from batude_onnx import decomposition, layers
-from batude_onnx.budget import parse_budget
-from batude_onnx.errors import BudgetError, BudgetMissedError, NothingToCompressError, ParityError
+from batude_onnx.errors import (
+    BudgetMissedError,
+    DataError,
+    ParityError,
+)
 from batude_onnx.importer import GraphNet, import_graph
 from batude_onnx.loading import (
-    Dataset,
-    check_writable,
-    external_files,
-    holdout,
-    load_dataset,
     load_model,
     save_model,
     write_atomically,
 )
-from batude_onnx.proving import Feeds, Survey, hold_against, outputs_of, parity_feeds, survey
-from batude_onnx.records import Budget, Comparison, FactorChain, OutputDifference, RankPlan, Site, TrainResult, Verdict
+from batude_onnx.opening import Case, classes, load_data, open_case, report_path
+from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, outputs_of, parity_feeds, survey
+from batude_onnx.records import Comparison, FactorChain, OutputDifference, RankPlan, Site, TrainResult, Verdict
+from batude_onnx.report import to_json
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
 from batude_onnx.training import compressing, normalisation, refit, statistics
-from batude_onnx.training.batches import Augmentation, Batches
+from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.loop import train
 from batude_onnx.training.recipe import RECIPES
-from batude_onnx.validation import Session, compare, open_graph, open_session, require
+from batude_onnx.validation import compare, open_graph, open_session, require
 
 # Samples for BatchNorm statistics and re-fitting, and for the moments of the metric.
 CALIBRATION = 1024
 MOMENTS = 512
-
-
-@dataclass(frozen=True)
-class _Case:
-    """What is known before anything is changed."""
-
-    settings: Settings
-    model: ir.Model
-    seen: Survey
-    budget: Budget
-    dataset: Dataset | None
-    feeds: Feeds
-    original: Session
 
 
 def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
@@ -64,7 +50,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     """
     began = time.monotonic()
     watch = watch or Watch()
-    case = _open(settings, watch)
+    case = open_case(settings, watch)
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
     result, expected = (_without_data if case.dataset is None else _with_data)(case, watch)
@@ -86,7 +72,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
         facts=_facts(case, time.monotonic() - began),
         history=result.history,
     )
-    _write_report(verdict, settings.output.with_suffix(".json"))
+    _write_report(verdict, report_path(settings.output))
     return verdict
 
 
@@ -114,49 +100,12 @@ def validate(
         raise ParityError(
             f"the outputs differ: {', '.join(sessions[0].output_names)} against {', '.join(sessions[1].output_names)}"
         )
-    dataset = None if data is None else _load_data(data, one)
+    dataset = None if data is None else load_data(data, one)
     feeds = parity_feeds(one.specs, dataset, seed, inputs)
     return hold_against(*sessions, (one.cost, other.cost), (str(first), str(second)), one.specs, feeds, dataset)
 
 
-def _open(settings: Settings, watch: Watch) -> _Case:
-    """Read and check everything that the run needs, so that what is wrong is said at once."""
-    data = [] if settings.data is None else [settings.data.path]
-    check_writable(settings.output, settings.model, *data)
-    model = load_model(settings.model)
-    check_writable(settings.output, settings.model, *data, *external_files(model))
-    original = open_session(settings.model, settings.provider, settings.threads)
-    seen = survey(model, settings.inputs)
-    if not seen.compressible:
-        reasons = "; ".join(f"{site.op} {site.key}: {site.reason}" for site in seen.sites[:3])
-        found = f"{len(seen.sites)} layers, none of them compressible ({reasons})" if seen.sites else "no Conv, Gemm or MatMul"
-        raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
-    if settings.metric == "macs" and not seen.cost.macs:
-        raise BudgetError("MACs cannot be counted, since input sizes are open: give them with --input-shape NAME=1,3,224,224")
-    budget = parse_budget(settings.budget, settings.metric, seen.cost)
-    dataset = None
-    if settings.data is not None:
-        dataset = holdout(_load_data(settings.data, seen))
-        tested = 0 if dataset.x_test is None else len(dataset.x_test)
-        watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on")
-    feeds = parity_feeds(seen.specs, dataset, settings.seed, settings.inputs)
-    return _Case(settings, model, seen, budget, dataset, feeds, original)
-
-
-def _load_data(source: Source, seen: Survey) -> Dataset:
-    if len(seen.specs) != 1:
-        raise NothingToCompressError(f"data can be used with one input, and the model has {len(seen.specs)}: run without --data")
-    return load_dataset(source.path, seen.specs[0], _classes(seen), limit=source.limit, mean=source.mean, std=source.std)
-
-
-def _classes(seen: Survey) -> int | None:
-    """How many classes a classifier has; None where the output is none."""
-    outputs = [seen.shapes.get(name) for name in seen.outputs]
-    shape = outputs[0] if len(outputs) == 1 else None
-    return shape[1] if shape is not None and len(shape) == 2 and shape[1] > 1 else None
-
-
-def _prove_surgery(case: _Case) -> tuple[OutputDifference, ...]:
+def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
     """Every compressible layer rewritten at full rank must give the original's outputs."""
     nodes = layers.nodes_by_key(case.model)
     chains = {}
@@ -181,7 +130,7 @@ def _factor(site: Site, node: ir.Node, ranks: tuple[int, ...]) -> FactorChain:
     )
 
 
-def _without_data(case: _Case, watch: Watch) -> tuple[TrainResult, Feeds]:
+def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     """Ranks and factors from the weights alone. What is expected: the original graph with the reconstructed dense weights."""
     watch.say("no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)")
     sites, nodes = case.seen.compressible, layers.nodes_by_key(case.model)
@@ -199,7 +148,7 @@ def _without_data(case: _Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     return TrainResult(plan, chains, {}, {}), outputs_of(near, case.feeds)
 
 
-def _with_data(case: _Case, watch: Watch) -> tuple[TrainResult, Feeds]:
+def _with_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     """Measured ranks, BC-ADL, factors re-fitted and fine-tuned. What is expected: what the trained torch module gives."""
     settings, dataset, sites = case.settings, case.dataset, case.seen.compressible
     assert dataset is not None
@@ -209,7 +158,7 @@ def _with_data(case: _Case, watch: Watch) -> tuple[TrainResult, Feeds]:
         torch.set_num_threads(settings.threads)
     net, teacher = import_graph(case.model).to(settings.device), import_graph(case.model).to(settings.device)
     teacher.requires_grad_(False)
-    batches = _batches(case, recipe.batch)
+    batches = _batches(case, net, recipe.batch, watch)
     calibration = batches.sample(CALIBRATION, settings.seed)
     moments = batches.sample(MOMENTS, settings.seed + 1)
     metrics = {} if recipe.literal else statistics.collect_metrics(net, sites, moments, settings.seed)
@@ -221,7 +170,8 @@ def _with_data(case: _Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     history: tuple[Mapping[str, float | int | str], ...] = ()
     learning = recipe.share * settings.epochs
     if settings.epochs:
-        normalisation.restore(net, normalisation.restorable(case.seen.sites), calibration)
+        if batches.batch > 1:
+            normalisation.restore(net, normalisation.restorable(case.seen.sites), calibration)
         if learning:
             plan, history = compressing.learn_ranks(
                 net, teacher, sites, batches, recipe, rules, metric=case.budget.metric, epochs=learning, report=watch.train
@@ -241,7 +191,7 @@ def _with_data(case: _Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     return compressing.harvest(net, case.seen.sites, plan, history), _torch_outputs(net, case)
 
 
-def _batches(case: _Case, batch: int) -> Batches:
+def _batches(case: Case, net: GraphNet, batch: int, watch: Watch) -> Batches:
     dataset, source, spec = case.dataset, case.settings.data, case.seen.specs[0]
     assert dataset is not None
     assert source is not None
@@ -249,11 +199,18 @@ def _batches(case: _Case, batch: int) -> Batches:
     augmentation = Augmentation()
     if images and source.augment:
         augmentation = Augmentation(shift=dataset.x_train.shape[1] // 8, flip=dataset.x_train.shape[3] == 3)
-    fixed = spec.shape[0]
+    fixed = batch_of(spec)
+    if fixed is not None and takes_any_batch(net, case.feeds[spec.name]):
+        fixed = None
+    if fixed is not None:
+        watch.say(f"the model takes batches of {fixed} only, and is trained with those: an open batch would train better")
+        if len(dataset.x_train) < fixed:
+            raise DataError(f"{source.path}: {len(dataset.x_train)} training samples do not fill a batch of {fixed}")
     return Batches(
         dataset.x_train,
-        dataset.y_train if _classes(case.seen) else None,
-        batch=fixed if isinstance(fixed, int) else batch,
+        dataset.y_train if classes(case.seen) else None,
+        batch=fixed or batch,
+        whole=fixed is not None,
         mean=dataset.mean,
         std=dataset.std,
         augmentation=augmentation,
@@ -262,22 +219,17 @@ def _batches(case: _Case, batch: int) -> Batches:
     )
 
 
-def _torch_outputs(net: GraphNet, case: _Case) -> Feeds:
+def _torch_outputs(net: GraphNet, case: Case) -> Feeds:
+    """What the trained network gives for the parity samples, which are whole batches where the model fixes their size."""
     net.eval()
-    fixed = case.seen.specs[0].shape[0]
-    size = fixed if isinstance(fixed, int) else len(next(iter(case.feeds.values())))
-    samples = len(next(iter(case.feeds.values())))
-    parts = []
+    (samples,) = case.feeds.values()
+    x = torch.from_numpy(samples).to(case.settings.device)
     with torch.no_grad():
-        for start in range(0, samples - size + 1, size):
-            given = [
-                torch.from_numpy(case.feeds[name][start : start + size]).to(case.settings.device) for name in net.input_names
-            ]
-            parts.append([output.cpu().numpy() for output in net(*given)])
-    return {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(net.output_names)}
+        parts = [net(part) for part in torch.split(x, batch_of(case.seen.specs[0]) or len(x))]
+    return {name: torch.cat([part[k] for part in parts]).cpu().numpy() for k, name in enumerate(net.output_names)}
 
 
-def _simplified(model: ir.Model, case: _Case, watch: Watch) -> ir.Model:
+def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
     """onnxsim's result; the model as it is, with the reason said, where onnxsim cannot be trusted with it."""
     skipped = skip_reason(model)
     if skipped is None:
@@ -289,7 +241,7 @@ def _simplified(model: ir.Model, case: _Case, watch: Watch) -> ir.Model:
     return model
 
 
-def _prove(path: Path, case: _Case, result: TrainResult, expected: Feeds) -> tuple[tuple[OutputDifference, ...], Comparison]:
+def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tuple[tuple[OutputDifference, ...], Comparison]:
     """The finished file counted and run; raises where it is over the budget or does not compute what was trained."""
     written = survey(load_model(path), case.settings.inputs)
     spent = written.cost.of(case.budget.metric)
@@ -308,7 +260,7 @@ def _prove(path: Path, case: _Case, result: TrainResult, expected: Feeds) -> tup
     return parity, comparison
 
 
-def _metadata(case: _Case, plan: RankPlan) -> dict[str, str]:
+def _metadata(case: Case, plan: RankPlan) -> dict[str, str]:
     """What the file itself says of how it was made."""
     return {
         "batude_onnx.budget": f"{case.budget.text} {case.budget.metric} <= {case.budget.limit}",
@@ -328,7 +280,7 @@ def _whole(seen: Survey, plan: RankPlan) -> dict[str, str]:
     return reasons
 
 
-def _facts(case: _Case, seconds: float) -> dict[str, object]:
+def _facts(case: Case, seconds: float) -> dict[str, object]:
     settings = case.settings
     return {
         "seconds": round(seconds, 1),
@@ -355,4 +307,4 @@ def _write_report(verdict: Verdict, path: Path) -> None:
 
 
 def _dump(verdict: Verdict, target: Path) -> None:
-    target.write_text(json.dumps(asdict(verdict), indent=2) + "\n")
+    target.write_text(to_json(verdict) + "\n")

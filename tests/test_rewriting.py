@@ -192,7 +192,7 @@ def elaborate() -> onnx.ModelProto:
         helper.make_node("Conv", ["x", "w1", "b1"], ["a"], name="first", pads=[1, 1, 1, 1], doc_string="the first layer"),
         helper.make_node("Relu", ["a"], ["n"], name="act", doc_string="between"),
         helper.make_node("Conv", ["n", "w2"], ["c"], name="second", doc_string="the second layer"),
-        helper.make_node("Constant", [], ["half"], name="constant", value=numpy_helper.from_array(np.float32([0.5]), "kept")),
+        helper.make_node("Constant", [], ["half"], name="constant", value=numpy_helper.from_array(np.array([0.5], np.float32), "kept")),
         helper.make_node("Mul", ["c", "half"], ["r"], name="scale"),
         helper.make_node(
             "If", ["flag"], ["i"], name="branch", doc_string="either", then_branch=branch["then"], else_branch=branch["else"]
@@ -282,7 +282,7 @@ def test_what_is_said_of_a_layer_goes_to_the_node_that_gives_its_output() -> Non
 def test_the_input_model_is_not_changed() -> None:
     model = read(elaborate())
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    new = {"w2": values(6, 8, 3, 3, seed=9), "half": np.float32([0.25])}
+    new = {"w2": values(6, 8, 3, 3, seed=9), "half": np.array([0.25], np.float32)}
     rewrite(model, chains_of(model, {"a": (3, 3)}), weights=new, biases={"c": values(6)}, metadata={"a": "b"})
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 

@@ -73,6 +73,13 @@ def read_bias(node: ir.Node) -> FloatArray | None:
     return None if bias is None else constants.read(bias)
 
 
+def stored_type(node: ir.Node) -> ir.DataType:
+    """The type in which a layer's weight is stored."""
+    root = constants.source(node.inputs[1])
+    assert root is not None
+    return constants.tensor(root).dtype
+
+
 def count(model: ir.Model, shapes: Shapes) -> Cost:
     """Parameters and MACs of the graph as it stands.
 

@@ -1,6 +1,7 @@
 """What a person reads: tables and progress bars."""
 
+from batude_onnx.report.jsons import to_json
 from batude_onnx.report.progress import ConsoleWatch
 from batude_onnx.report.tables import comparison_table, difference_table, layer_table, number, rank_table
 
-__all__ = ["ConsoleWatch", "comparison_table", "difference_table", "layer_table", "number", "rank_table"]
+__all__ = ["ConsoleWatch", "comparison_table", "difference_table", "layer_table", "number", "rank_table", "to_json"]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from batude_onnx.layers import Maker, constants, kind_of, nodes_by_key
+from batude_onnx.layers import Maker, constants, kind_of, nodes_by_key, stored_type
 from batude_onnx.records import FactorChain, FloatArray
 
 # Before this IR version every initializer is a graph input too.
@@ -60,12 +60,6 @@ def _roots(graph: ir.Graph) -> dict[str, ir.Value]:
     return roots
 
 
-def _stored_type(node: ir.Node) -> ir.DataType:
-    root = constants.source(node.inputs[1])
-    assert root is not None
-    return constants.tensor(root).dtype
-
-
 def _set_bias(graph: ir.Graph, node: ir.Node, values: FloatArray) -> None:
     """In place where the bias is the node's own; under a new name where it has none or shares it with others."""
     held = node.inputs[2] if len(node.inputs) > 2 else None
@@ -73,7 +67,7 @@ def _set_bias(graph: ir.Graph, node: ir.Node, values: FloatArray) -> None:
     if root is not None and constants.uses(root) == 1:
         constants.store(root, values)
         return
-    maker = Maker(graph, str(node.outputs[0].name), _stored_type(node))
+    maker = Maker(graph, str(node.outputs[0].name), stored_type(node))
     node.resize_inputs(3)
     node.replace_input_with(2, maker.initializer("bias", values))
     if held is not None:
@@ -90,7 +84,7 @@ def _replace(graph: ir.Graph, node: ir.Node, chain: FactorChain) -> None:
     if kind is None or kind.chain is None:
         raise ValueError(f"{node.op_type} has no chain")
     output = node.outputs[0]
-    made = kind.chain(node, chain, Maker(graph, str(output.name), _stored_type(node)))
+    made = kind.chain(node, chain, Maker(graph, str(output.name), stored_type(node)))
     last = made[-1]
     # The description of the layer goes with the node that now gives its output.
     last.doc_string = node.doc_string

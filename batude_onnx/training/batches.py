@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Batches:
     """The samples of one split, ready to be iterated over epoch by epoch.
 
     `inputs` is either uint8 images (N, H, W, C), scaled to 0..1 and normalised by `mean` and `std`, or float32 already in the
-    model's own layout and range, which is passed on untouched. `labels` is (N,) int64 or None.
+    model's own layout and range, which is passed on untouched. `labels` is (N,) int64 or None. `whole`: no batch is ever smaller
+    than `batch`, for networks that take no other; there must be samples for one.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Batches:
         augmentation: Augmentation | None = None,
         device: str = "cpu",
         seed: int = 0,
+        whole: bool = False,
     ) -> None:
         self.inputs = torch.from_numpy(np.ascontiguousarray(inputs)).to(device)
         self.labels = None if labels is None else torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(device)
-        self.batch = batch
+        self.batch, self.whole = batch, whole
         self.augmentation = augmentation or Augmentation()
         self.generator = torch.Generator().manual_seed(seed)
         channels = inputs.shape[-1]
@@ -95,7 +97,8 @@ class Batches:
     def sample(self, count: int, seed: int = 0) -> list[Tensor]:
         """The inputs of `count` samples drawn at random (all of them where there are fewer), as they are, in batches."""
         drawn = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(seed))[:count].to(self.inputs.device)
-        return [self._prepare(drawn[k : k + self.batch], augment=False)[0] for k in range(0, len(drawn), self.batch)]
+        end = len(drawn) // self.batch * self.batch if self.whole else len(drawn)
+        return [self._prepare(drawn[k : min(k + self.batch, end)], augment=False)[0] for k in range(0, end, self.batch)]
 
     def in_order(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Every sample once (the first `limit` of them), as it is."""
@@ -103,3 +106,22 @@ class Batches:
         index = torch.arange(n, device=self.inputs.device)
         for k in range(0, n, self.batch):
             yield self._prepare(index[k : k + self.batch], augment=False)
+
+
+def takes_any_batch(net: nn.Module, samples: np.ndarray) -> bool:
+    """Whether `net`, whose file fixes the batch at `len(samples)` or a divisor of it, computes each sample by itself.
+
+    Such a file often differs from one with an open batch by nothing but the number that is written down. Twice the samples are
+    run at once: a reshape to a fixed size then fails, or mixes samples up.
+    """
+    x = torch.from_numpy(samples).to(next(net.parameters()).device)
+    net.eval()
+    with torch.no_grad():
+        try:
+            once, twice = net(x[:1]), net(torch.cat([x.flip(0), x]))
+        except RuntimeError:  # torch's own, for sizes that do not fit
+            return False
+    return all(
+        len(b) == 2 * len(x) and torch.allclose(a, b[len(x) : len(x) + 1], rtol=1e-3, atol=1e-4)
+        for a, b in zip(once, twice, strict=True)
+    )

@@ -1,0 +1,105 @@
+"""Everything that a run needs, read and checked before anything is changed, so that what is wrong is said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from batude_onnx import layers
+from batude_onnx.budget import parse_budget
+from batude_onnx.errors import BudgetError, NothingToCompressError, OutputError, RuntimeMissingError, UnsupportedError
+from batude_onnx.loading import Dataset, check_writable, external_files, holdout, load_dataset, load_model
+from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
+from batude_onnx.records import Budget
+from batude_onnx.settings import Settings, Source, Watch
+from batude_onnx.validation import Session, open_session
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is known before anything is changed."""
+
+    settings: Settings
+    model: ir.Model
+    seen: Survey
+    budget: Budget
+    dataset: Dataset | None
+    feeds: Feeds
+    original: Session
+
+
+def report_path(output: Path) -> Path:
+    """Where the verdict of a run goes: beside the model, under the same name."""
+    return output.with_suffix(".json")
+
+
+def open_case(settings: Settings, watch: Watch) -> Case:
+    """Raises the `BatudeError` that fits the first thing that is wrong."""
+    data = [] if settings.data is None else [settings.data.path]
+    report = report_path(settings.output)
+    if report == settings.output:
+        raise OutputError(f"{settings.output}: the run's report goes there; give the model another suffix, such as .onnx")
+    for path in (settings.output, report):
+        check_writable(path, settings.model, *data)
+    _require_device(settings.device)
+    model = load_model(settings.model)
+    for path in (settings.output, report):
+        check_writable(path, settings.model, *data, *external_files(model))
+    original = open_session(settings.model, settings.provider, settings.threads)
+    seen = survey(model, settings.inputs)
+    if not seen.compressible:
+        reasons = "; ".join(f"{site.op} {site.key}: {site.reason}" for site in seen.sites[:3])
+        found = f"{len(seen.sites)} layers, none of them compressible ({reasons})" if seen.sites else "no Conv, Gemm or MatMul"
+        raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
+    if settings.data is not None:
+        _require_trainable(seen, layers.nodes_by_key(model))
+    if settings.metric == "macs" and not seen.cost.macs:
+        raise BudgetError("MACs cannot be counted, since input sizes are open: give them with --input-shape NAME=1,3,224,224")
+    budget = parse_budget(settings.budget, settings.metric, seen.cost)
+    dataset = None
+    if settings.data is not None:
+        dataset = holdout(load_data(settings.data, seen))
+        tested = 0 if dataset.x_test is None else len(dataset.x_test)
+        watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on")
+    feeds = parity_feeds(seen.specs, dataset, settings.seed, settings.inputs)
+    return Case(settings, model, seen, budget, dataset, feeds, original)
+
+
+def _require_device(device: str) -> None:
+    """Raises RuntimeMissingError where torch has no such device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise RuntimeMissingError(f"torch has no device {device!r} here ({reason}); use --device cpu") from error
+
+
+def _require_trainable(seen: Survey, nodes: Mapping[str, ir.Node]) -> None:
+    """Raises UnsupportedError for a model of another precision than float32, which torch would not train as it is."""
+    for spec in seen.specs:
+        if spec.dtype.kind == "f" and spec.dtype != np.float32:
+            raise UnsupportedError(f"input {spec} is not float32, which training needs: convert the model, or run without --data")
+    for site in seen.compressible:
+        if layers.stored_type(nodes[site.key]) != ir.DataType.FLOAT:
+            held = layers.stored_type(nodes[site.key]).name
+            raise UnsupportedError(
+                f"weight {site.weight} is stored as {held}, and training needs FLOAT: convert the model, or run without --data"
+            )
+
+
+def load_data(source: Source, seen: Survey) -> Dataset:
+    if len(seen.specs) != 1:
+        raise NothingToCompressError(f"data can be used with one input, and the model has {len(seen.specs)}: run without --data")
+    return load_dataset(source.path, seen.specs[0], classes(seen), limit=source.limit, mean=source.mean, std=source.std)
+
+
+def classes(seen: Survey) -> int | None:
+    """How many classes a classifier has; None where the output is none."""
+    outputs = [seen.shapes.get(name) for name in seen.outputs]
+    shape = outputs[0] if len(outputs) == 1 else None
+    return shape[1] if shape is not None and len(shape) == 2 and shape[1] > 1 else None
