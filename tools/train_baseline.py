@@ -2,8 +2,9 @@
 
     python -m tools.train_baseline --data data/cifar10.npz --output models/resnet20-cifar10.onnx
 
-One-cycle SGD (Nesterov), random crop and mirroring, nothing else. The ONNX file has opset 18, a dynamic batch, and
-BatchNorm folded into the convolutions. A killed run goes on from its last finished epoch.
+One-cycle SGD (Nesterov), random crop and mirroring, nothing else; `--start` begins another cycle from a checkpoint. The ONNX
+file has opset 18, a dynamic batch, and BatchNorm folded into the convolutions; beside it a JSON file says how it was made.
+A killed run goes on from its last finished epoch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -75,6 +77,7 @@ def export(model: nn.Module, path: Path) -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--fast", is_flag=True, help="bfloat16 autocast and a compiled graph (needs a C++ compiler on CPU)")
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="begin with the weights of this checkpoint")
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=None, help="default: runs/<output name>.pt")
 def main(
     data: Path,
@@ -87,6 +90,7 @@ def main(
     seed: int,
     device: str,
     fast: bool,
+    start: Path | None,
     checkpoint: Path | None,
 ) -> None:
     """Train, test once, export."""
@@ -103,6 +107,11 @@ def main(
     test = Batches(split["x_test"], split["y_test"], batch=500, mean=MEAN, std=STD, device=device)
 
     model = cifar_resnet(depth, classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    earlier: list[str] = []
+    if start is not None:
+        begun = torch.load(start, weights_only=True)
+        model.load_state_dict(begun["model"])
+        earlier = [f"# {start.name}: a cycle of {begun['epoch']} epochs before it"]
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -152,6 +161,7 @@ def main(
         "file": output.name, "sha256": hashlib.sha256(output.read_bytes()).hexdigest(), "test_accuracy": round(top1, 2),
         "test_images": test.samples, "epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "seed": seed,
         "fast": fast, "device": device, "torch": torch.__version__, "machine": platform.machine(),
+        "commands": [*earlier, " ".join(["python -m tools.train_baseline", *sys.argv[1:]])],
     }  # fmt: skip
     output.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
     click.echo(json.dumps(facts, indent=2))

@@ -1,0 +1,69 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from batude_onnx import errors
+from batude_onnx.cli import main
+from tools.render_models import render
+from tools.transcript import MARK
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MODELS = sorted((ROOT / "models").glob("*.json"))
+
+
+def test_every_command_and_every_option_of_compress_is_in_the_readme() -> None:
+    for name, command in main.commands.items():
+        assert f"batude-onnx {name} " in README
+        assert command.help
+    compress = main.commands["compress"]
+    for parameter in compress.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.opts[-1] in README, parameter.opts
+
+
+def test_every_option_has_a_help_text_or_a_telling_default() -> None:
+    for command in main.commands.values():
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help or parameter.show_default, (command.name, parameter.opts)
+
+
+def test_exit_codes_are_distinct_and_listed_in_the_readme() -> None:
+    kinds = [
+        kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.BatudeError)
+    ]  # fmt: skip
+    codes = [kind.exit_code for kind in kinds if kind is not errors.BatudeError]
+    assert len(set(codes)) == len(codes)
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    assert listed == {2, *codes}
+
+
+def test_the_transcripts_were_made_by_the_commands_that_they_show() -> None:
+    shown = list(MARK.finditer(README))
+    assert shown
+    for match in shown:
+        assert f"$ {match['command']}\n" in match[0]
+
+
+def test_the_page_of_the_models_is_rendered_from_their_facts() -> None:
+    assert (ROOT / "models" / "README.md").read_text() == render(ROOT / "models")
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_the_models_are_the_files_that_were_measured(path: Path) -> None:
+    facts = json.loads(path.read_text())
+    assert hashlib.sha256((path.parent / facts["file"]).read_bytes()).hexdigest() == facts["sha256"]
+
+
+def test_the_models_are_there() -> None:
+    assert MODELS
