@@ -12,8 +12,9 @@ import click
 
 HEAD = """# Models
 
-Trained by this project's own tools, for the README's example and for tests. The input is N x 3 x 32 x 32 float32: images scaled to
-0..1, then mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225. This page is made by `python -m tools.render_models`.
+Trained by this project's own tools, for the README's example and for tests. The input is N x 3 x 32 x 32 float32: images scaled
+to 0..1, then mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225. This page is made by
+`python -m tools.render_models`.
 """
 
 
