@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
+from fractions import Fraction
 
 from batude_onnx.errors import BudgetError
 from batude_onnx.records import Budget, Cost
 
 METRICS = ("params", "macs")
 _NUMBER = re.compile(r"(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[xX%kKMGmg]?)")
-_UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6, "g": 1e9, "G": 1e9}
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 def parse_budget(text: str, metric: str, original: Cost) -> Budget:
@@ -23,9 +25,10 @@ def parse_budget(text: str, metric: str, original: Cost) -> Budget:
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise BudgetError(f"budget {text!r} is not understood: write a ratio (2.5x), a share (40%) or a number (100k)")
-    number, unit = float(match["number"]), match["unit"]
+    # Exact, so that 1.001k is 1001 and a ratio is never overspent by a rounding.
+    number, unit = Fraction(Decimal(match["number"])), match["unit"].lower()
     whole = original.of(metric)
-    if unit in ("x", "X"):
+    if unit == "x":
         if number < 1:
             raise BudgetError(f"budget {text!r} is not a reduction: the ratio must be 1x or more, such as 2.5x")
         limit = int(whole / number)

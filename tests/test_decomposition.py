@@ -1,0 +1,322 @@
+"""Decompositions: exact at full rank, nearest below it, and what they cost and compute held against onnxruntime."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor
+
+from batude_onnx.decomposition import Method, Metric, assign, dense_cost, linalg, method, method_of, methods, register
+from batude_onnx.layers import count, infer_shapes
+from batude_onnx.records import Geometry
+from tests.small_models import conv_model, floats, linear_model, output, rewritten, site, sites_of
+
+# (shape, groups)
+SHAPES = [
+    ((6, 5, 3, 3), 1),
+    ((8, 3, 3, 3), 2),
+    ((20, 1, 3, 3), 1),
+    ((7, 6, 5), 1),
+    ((6, 4, 2, 3, 2), 1),
+    ((9, 5, 1, 1), 1),
+    ((8, 6, 1), 2),
+    ((5, 7, 1, 1, 1), 1),
+    ((6, 11), 1),
+]
+CASES = [
+    pytest.param(way, shape, groups, id=f"{way.name}-{'x'.join(map(str, shape))}-{groups}")
+    for way, (shape, groups) in product(methods(), SHAPES)
+    if way.applies(shape, groups) is None
+]
+
+
+def a_weight(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.from_numpy(floats(*shape, seed=seed))
+
+
+def a_moment(groups: int, size: int, seed: int) -> Tensor:
+    """Positive definite, with eigenvalues over two decades."""
+    rows = torch.from_numpy(floats(groups, size, size, seed=seed)).double()
+    return rows @ torch.diag(torch.logspace(-1, 1, size, dtype=torch.float64)) @ rows.mT
+
+
+def a_metric(shape: tuple[int, ...], groups: int) -> Metric:
+    return Metric.of_moments(a_moment(groups, shape[1], 1), a_moment(groups, shape[0] // groups, 2))
+
+
+def geometry(shape: tuple[int, ...], groups: int) -> Geometry:
+    axes = len(shape) - 2
+    return Geometry((1,) * axes, (0,) * 2 * axes, (1,) * axes, groups)
+
+
+def distance(a: Tensor, b: Tensor, groups: int, metric: Metric | None) -> float:
+    return float(linalg.whiten(linalg.stack(a.double() - b.double(), groups), metric).norm())
+
+
+def half(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple((rank + 1) // 2 for rank in ranks)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize(("way", "shape", "groups"), CASES)
+def test_full_rank_reproduces_the_weight_and_less_does_not(
+    way: Method, shape: tuple[int, ...], groups: int, measured: bool
+) -> None:
+    weight, metric = a_weight(shape), a_metric(shape, groups) if measured else None
+    most = way.max_ranks(shape, groups)
+    near = way.project(weight, groups, most, metric)
+    assert (near.shape, near.dtype) == (weight.shape, weight.dtype)
+    torch.testing.assert_close(near, weight, rtol=0, atol=2e-6)
+    chain = way.factor(weight, None, geometry(shape, groups), most, metric)
+    # Factors are rounded to float32 once each.
+    torch.testing.assert_close(way.reconstruct(chain), weight.double(), rtol=0, atol=2e-5)
+    for mode, rank in enumerate(most):
+        if rank > 1:
+            less = tuple(rank - (index == mode) for index, rank in enumerate(most))
+            assert distance(way.project(weight, groups, less, metric), weight, groups, metric) > 1e-2
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize(("way", "shape", "groups"), CASES)
+def test_the_chain_stands_for_the_projected_weight(way: Method, shape: tuple[int, ...], groups: int, measured: bool) -> None:
+    weight, metric, ranks = a_weight(shape), a_metric(shape, groups) if measured else None, half(way.max_ranks(shape, groups))
+    chain = way.factor(weight, None, geometry(shape, groups), ranks, metric)
+    near = way.project(weight, groups, ranks, metric)
+    torch.testing.assert_close(way.reconstruct(chain), near.double(), rtol=0, atol=2e-5)
+    norms = [float(np.linalg.norm(layer.weight)) for layer in chain.layers]
+    assert norms == pytest.approx([norms[0]] * len(norms), rel=1e-5)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize(("way", "shape", "groups"), CASES)
+def test_the_projection_is_the_nearest_of_its_rank(way: Method, shape: tuple[int, ...], groups: int, measured: bool) -> None:
+    """No random tensor of these ranks, with the best core for its factors, and no small step away comes nearer."""
+    weight, metric, ranks = a_weight(shape), a_metric(shape, groups) if measured else None, half(way.max_ranks(shape, groups))
+    white = linalg.whiten(linalg.stack(weight, groups), metric)
+    near = linalg.whiten(linalg.stack(way.project(weight, groups, ranks, metric), groups), metric)
+    best = float((white - near).norm())
+    assert best < float(white.norm())
+    generator = torch.Generator().manual_seed(0)
+    for step in [1e-3, 1e-2, 0.1, 1.0, 1e3] * 6:
+        other = white
+        for mode, rank in zip(way.modes, ranks, strict=True):
+            base = linalg.leading(near, mode)[0][..., :rank]
+            noise = torch.randn(base.shape, generator=generator, dtype=base.dtype)
+            basis = torch.linalg.qr(base + step * noise).Q
+            other = linalg.multiply(other, basis @ basis.mT, mode)
+        # HOOI stops after a few sweeps, a little above the minimum.
+        assert float((white - other).norm()) >= best * (1 - 1e-4)
+
+
+@pytest.mark.parametrize(("way", "shape", "groups"), CASES)
+def test_the_metric_decides_what_is_near(way: Method, shape: tuple[int, ...], groups: int) -> None:
+    weight, metric, ranks = a_weight(shape), a_metric(shape, groups), half(way.max_ranks(shape, groups))
+    plain, measured = way.project(weight, groups, ranks, None), way.project(weight, groups, ranks, metric)
+    assert distance(measured, weight, groups, metric) < 0.97 * distance(plain, weight, groups, metric)
+    assert distance(plain, weight, groups, None) < 0.97 * distance(measured, weight, groups, None)
+
+
+@pytest.mark.parametrize(("way", "shape", "groups"), CASES)
+def test_cost_is_what_is_counted_in_the_written_graph(way: Method, shape: tuple[int, ...], groups: int) -> None:
+    weight = floats(*shape)
+    axes = len(shape) - 2
+    # A stride, so that the maps in front of and behind the core differ in size.
+    attributes: dict[str, Any] = {"strides": [2] * axes, "group": groups} if axes else {}
+    model = conv_model(weight, None, (9, 8, 7)[:axes], **attributes) if axes else linear_model("Gemm", weight, transB=1)
+    found = replace(sites_of(model)[0], method=way.name, reason=None)
+    before = ir.from_proto(model)
+    assert count(before, infer_shapes(before)) == dense_cost(found)
+    for ranks in {way.max_ranks(shape, groups), half(way.max_ranks(shape, groups)), (1,) * len(way.modes)}:
+        chain = way.factor(torch.from_numpy(weight), None, found.geometry, ranks, None)
+        after = ir.from_proto(rewritten(model, {"y": chain}))
+        assert way.cost(found, ranks) == count(after, infer_shapes(after))
+        assert way.cost(found, ranks).params == chain.weights
+
+
+GEOMETRIES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "plain": ((6, 5, 3, 3), (7, 8), {}),
+    "strided": ((6, 5, 3, 3), (7, 8), {"strides": [2, 3], "pads": [1, 1, 1, 1]}),
+    "asymmetric": ((6, 5, 3, 3), (7, 8), {"strides": [2, 2], "pads": [0, 2, 1, 0]}),
+    "dilated": ((6, 5, 3, 3), (7, 8), {"dilations": [2, 1], "pads": [2, 1, 2, 1]}),
+    "same_upper": ((6, 5, 3, 3), (7, 8), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    "same_lower": ((6, 5, 2, 3), (7, 8), {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    "valid": ((6, 5, 3, 3), (7, 8), {"auto_pad": "VALID"}),
+    "groups": ((8, 3, 3, 3), (7, 8), {"group": 2, "pads": [1, 1, 1, 1], "strides": [2, 2]}),
+    "1-D": ((7, 6, 5), (11,), {"pads": [2, 1], "strides": [2], "dilations": [2]}),
+    "3-D": ((6, 4, 2, 3, 2), (4, 5, 4), {"pads": [1, 0, 0, 0, 2, 1], "strides": [1, 2, 1]}),
+    "point": ((9, 5, 1, 1), (7, 8), {"strides": [2, 2], "pads": [1, 0, 0, 2]}),
+    "point groups": ((8, 6, 1), (9,), {"group": 2, "strides": [2]}),
+    "point same": ((9, 5, 1, 1), (7, 8), {"strides": [3, 2], "auto_pad": "SAME_UPPER"}),
+}
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_chain_computes_what_the_dense_layer_computes(name: str, biased: bool) -> None:
+    shape, size, attributes = GEOMETRIES[name]
+    weight, bias = floats(*shape), floats(shape[0], seed=1) if biased else None
+    model = conv_model(weight, bias, size, **attributes)
+    found = sites_of(model)[0]
+    way = method_of(found)
+    ranks = half(way.max_ranks(shape, found.geometry.groups))
+    chain = way.factor(torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias), found.geometry, ranks, None)
+    x = floats(2, shape[1] * found.geometry.groups, *size, seed=2)
+    dense = output(conv_model(way.reconstruct(chain).float().numpy(), bias, size, **attributes), x)
+    np.testing.assert_allclose(output(rewritten(model, {"y": chain}), x), dense, rtol=1e-5, atol=2e-5)
+    assert np.abs(output(model, x) - dense).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "biased"),
+    [("Gemm", {}, True), ("Gemm", {"transB": 1}, True), ("Gemm", {}, False), ("MatMul", {}, False)],
+)
+def test_a_linear_chain_computes_what_the_dense_layer_computes(op: str, attributes: dict[str, Any], biased: bool) -> None:
+    stored, bias = floats(6, 11), None
+    out = 6 if attributes else 11
+    bias = floats(out, seed=1) if biased else None
+    model = linear_model(op, stored, bias, **attributes)
+    found = sites_of(model)[0]
+    way, weight = method_of(found), torch.from_numpy(stored if attributes else stored.T.copy())
+    chain = way.factor(weight, None if bias is None else torch.from_numpy(bias), found.geometry, (3,), None)
+    dense = way.reconstruct(chain).float().numpy()
+    x = floats(4, 17 - out, seed=2)
+    wanted = output(linear_model(op, dense if attributes else np.ascontiguousarray(dense.T), bias, **attributes), x)
+    np.testing.assert_allclose(output(rewritten(model, {"y": chain}), x), wanted, rtol=1e-5, atol=1e-5)
+    assert np.abs(output(model, x) - wanted).max() > 0.1
+
+
+def test_truncation_is_the_nearest_matrix_of_rank_one() -> None:
+    """Eckart-Young against every u v' s on a grid: 160 directions for u and v each, 81 lengths from zero up."""
+    matrix = torch.tensor([[1.6, -0.3], [0.9, 0.8]], dtype=torch.float64)
+    stack = matrix.reshape(1, 2, 2, 1)
+    near = linalg.truncate(stack, 0, 1, linalg.leading(stack, 0)[0]).reshape(2, 2)
+    assert int(torch.linalg.matrix_rank(near, atol=1e-9)) == 1
+    angles, lengths = torch.arange(160) * (2 * torch.pi / 160), torch.linspace(0, 3, 81, dtype=torch.float64)
+    u = torch.stack([angles.cos(), angles.sin()], -1).double()
+    along = torch.einsum("ai,ij,bj->ab", u, matrix, u)
+    squared = matrix.square().sum() - 2 * lengths * along[..., None] + lengths.square()
+    assert float(squared[..., 0].min()) == pytest.approx(float(matrix.square().sum()))  # the zero matrix is among them
+    error = float((matrix - near).square().sum())
+    assert error <= float(squared.min()) + 1e-12
+    # The grid is fine enough to tell: its best is less than 1 % of the norm worse.
+    assert float(squared.min()) - error < 0.01 * float(matrix.square().sum())
+
+
+def test_truncating_nothing_but_zeros_gives_zeros() -> None:
+    stack = torch.zeros(1, 3, 2, 4)
+    assert not linalg.truncate(stack, 1, 1, linalg.leading(stack, 1)[0]).any()
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_singular_values_are_those_of_an_svd(mode: int) -> None:
+    stack = a_weight((2, 7, 5, 9)).double()
+    vectors, values = linalg.leading(stack, mode)
+    expected = torch.linalg.svdvals(linalg.unfold(stack, mode))
+    # The Gram matrix squares the condition number: 1e-8 of the largest is what float64 leaves.
+    torch.testing.assert_close(values[..., : expected.shape[-1]], expected, rtol=0, atol=2e-8 * float(expected.max()))
+    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(values.shape[-1]).double().expand(2, -1, -1))
+    core = linalg.unfold(linalg.multiply(stack, vectors.mT, mode), mode)
+    torch.testing.assert_close(core.norm(dim=-1), values)
+
+
+def test_small_singular_values_of_a_low_rank_weight_are_near_zero() -> None:
+    left, right = a_weight((9, 2)).double(), a_weight((2, 24), 1).double()
+    values = linalg.leading((left @ right).reshape(1, 9, 4, 6), 0)[1][0]
+    assert float(values[1]) > 1.0
+    assert float(values[2]) < 1e-7 * float(values[0])
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_joint_losses_are_the_errors_of_a_truncated_hosvd(groups: int) -> None:
+    stack = a_weight((groups, 5, 4, 6)).double()
+    table = linalg.joint_losses(stack, (0, 1))
+    assert table.shape == (5, 4)
+    bases = [linalg.leading(stack, mode)[0] for mode in (0, 1)]
+    for r1, r2 in product(range(1, 6), range(1, 5)):
+        cut = linalg.truncate(linalg.truncate(stack, 0, r1, bases[0]), 1, r2, bases[1])
+        assert float(table[r1 - 1, r2 - 1]) == pytest.approx(float((stack - cut).square().sum()), rel=1e-9, abs=1e-10)
+    tails = [linalg.leading(stack, mode)[1].square().sum(0) for mode in (0, 1)]
+    bound = tails[0][2:].sum() + tails[1][2:].sum()
+    # The sum of the tails, which it replaces, is a bound and no more.
+    assert float(table[1, 1]) < float(bound) * 0.95
+
+
+def test_hooi_is_no_worse_than_hosvd_and_mostly_better() -> None:
+    better = 0
+    for seed in range(20):
+        stack = a_weight((1, 8, 7, 9), seed).double()
+        u1, u2 = linalg.hooi(stack, (2, 3))
+        cut = linalg.multiply(linalg.multiply(stack, u1 @ u1.mT, 0), u2 @ u2.mT, 1)
+        error, hosvd = float((stack - cut).square().sum()), float(linalg.joint_losses(stack, (0, 1))[1, 2])
+        assert error <= hosvd + 1e-9
+        better += error < hosvd * 0.999
+    assert better >= 15
+
+
+def test_a_metric_undoes_its_own_whitening() -> None:
+    metric, stack = a_metric((6, 5, 3, 3), 1), a_weight((1, 6, 5, 9)).double()
+    white = metric.whiten(stack)
+    torch.testing.assert_close(metric.colour(white), stack)
+    assert float((white - stack).norm()) > 1.0
+
+
+def test_a_metric_measures_the_error_of_outputs() -> None:
+    """|| G^1/2 E A^1/2 ||^2 = E_x (E x)' G (E x) for inputs x of second moment A, but for the ridge."""
+    rows = a_weight((500, 5)).double() @ a_weight((5, 5), 1).double()
+    output_moment, error = a_moment(1, 4, 3), a_weight((4, 5), 2).double()
+    metric = Metric.of_moments((rows.mT @ rows)[None], output_moment, ridge=1e-9)
+    told = float(metric.whiten(error.reshape(1, 4, 5, 1)).square().sum())
+    seen = rows @ error.mT
+    assert told == pytest.approx(float(torch.einsum("ns,st,nt->", seen, output_moment[0], seen)), rel=1e-5)
+
+
+def test_a_layer_that_nothing_reaches_is_still_projected() -> None:
+    weight = a_weight((6, 5, 3, 3))
+    dead = Metric.of_moments(torch.zeros(1, 5, 5), torch.zeros(1, 6, 6))
+    near = method("tucker2").project(weight, 1, (2, 2), dead)
+    assert bool(near.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "reason"),
+    [
+        ((8, 1, 3, 3), 8, "depthwise"),
+        ((16, 1, 5), 8, "depthwise"),
+        ((8, 1, 1, 1), 8, "depthwise"),
+        ((2, 2, 1, 1), 1, "would not get smaller: 4 weights at rank 1, 4 now"),
+        ((1, 9), 1, "would not get smaller: 10 weights at rank 1, 9 now"),
+        ((1, 1, 3, 3), 1, "would not get smaller: 11 weights at rank 1, 9 now"),
+        ((2, 1, 3), 1, "would not get smaller: 6 weights at rank 1, 6 now"),
+    ],
+)
+def test_a_layer_left_whole_has_its_reason(shape: tuple[int, ...], groups: int, reason: str) -> None:
+    found = site("y", shape, groups=groups)
+    assert found.method is None
+    assert found.reason is not None
+    assert found.reason.startswith(reason)
+    with pytest.raises(ValueError, match="y is left whole: "):
+        method_of(found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "name"),
+    [((6, 5, 3, 3), 1, "tucker2"), ((6, 5, 1, 1), 1, "svd"), ((6, 5), 1, "svd"), ((8, 4, 3), 2, "tucker2"), ((3, 1), 1, None)],
+)
+def test_each_layer_gets_the_method_made_for_it(shape: tuple[int, ...], groups: int, name: str | None) -> None:
+    assert site("y", shape, groups=groups).method == name
+
+
+def test_a_reason_given_before_stays() -> None:
+    found = assign(replace(site("y", (6, 5, 3, 3)), method=None, reason="its weight is shared"))
+    assert (found.method, found.reason) == (None, "its weight is shared")
+
+
+def test_a_method_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="'tucker2' is registered twice"):
+        register(method("tucker2"))
