@@ -12,7 +12,7 @@ import torch
 
 from batude_onnx import layers
 from batude_onnx.budget import parse_budget
-from batude_onnx.errors import BudgetError, NothingToCompressError, OutputError, RuntimeMissingError, UnsupportedError
+from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError, UnsupportedError
 from batude_onnx.loading import Dataset, check_writable, external_files, holdout, load_dataset, load_model
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
 from batude_onnx.records import Budget
@@ -93,8 +93,9 @@ def _require_trainable(seen: Survey, nodes: Mapping[str, ir.Node]) -> None:
 
 
 def load_data(source: Source, seen: Survey) -> Dataset:
+    """The data held against the model's input and classes; raises DataError where they do not fit."""
     if len(seen.specs) != 1:
-        raise NothingToCompressError(f"data can be used with one input, and the model has {len(seen.specs)}: run without --data")
+        raise DataError(f"data can be used with one input, and the model has {len(seen.specs)}: run without --data")
     return load_dataset(source.path, seen.specs[0], classes(seen), limit=source.limit, mean=source.mean, std=source.std)
 
 

@@ -192,7 +192,9 @@ def elaborate() -> onnx.ModelProto:
         helper.make_node("Conv", ["x", "w1", "b1"], ["a"], name="first", pads=[1, 1, 1, 1], doc_string="the first layer"),
         helper.make_node("Relu", ["a"], ["n"], name="act", doc_string="between"),
         helper.make_node("Conv", ["n", "w2"], ["c"], name="second", doc_string="the second layer"),
-        helper.make_node("Constant", [], ["half"], name="constant", value=numpy_helper.from_array(np.array([0.5], np.float32), "kept")),
+        helper.make_node(
+            "Constant", [], ["half"], name="constant", value=numpy_helper.from_array(np.array([0.5], np.float32), "kept")
+        ),
         helper.make_node("Mul", ["c", "half"], ["r"], name="scale"),
         helper.make_node(
             "If", ["flag"], ["i"], name="branch", doc_string="either", then_branch=branch["then"], else_branch=branch["else"]
@@ -213,8 +215,8 @@ def elaborate() -> onnx.ModelProto:
     held = {"w1": values(8, 4, 3, 3, seed=1), "b1": values(8, seed=2), "w2": values(6, 8, 3, 3, seed=3)}
     model = model_of(nodes, inputs, outs, held, opset=17, ir_version=9)
     model.graph.initializer[0].doc_string = "a weight"
-    for name, shape in (("n", ["N", 8, 7, 6]), ("c", ["N", 6, 5, 4]), ("r", ["N", 6, 5, 4])):
-        model.graph.value_info.append(helper.make_tensor_value_info(name, FLOAT, shape, doc_string=f"value {name}"))
+    for name, sizes in (("n", (8, 7, 6)), ("c", (6, 5, 4)), ("r", (6, 5, 4))):
+        model.graph.value_info.append(helper.make_tensor_value_info(name, FLOAT, ["N", *sizes], doc_string=f"value {name}"))
     model.opset_import.append(helper.make_opsetid("com.example", 3))
     model.producer_name, model.producer_version, model.domain = "maker", "3.1", "org.example"
     model.model_version, model.doc_string, model.graph.doc_string = 7, "a model", "a graph"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from batude_onnx.settings import Watch
-from batude_onnx.training.loop import Progress as Training
+
+if TYPE_CHECKING:
+    from batude_onnx.training.loop import Progress as Training
 
 # A console that is no terminal (a log file) gets a line now and then instead of a bar.
 LOG_SECONDS = 30.0
