@@ -93,6 +93,13 @@ def _data_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _require_data(data: Path | None, **given: object) -> None:
+    """Options that say something of the data say nothing without it."""
+    idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if data is None and idle:
+        raise click.UsageError(f"{', '.join(idle)} without --data: give the data, or leave this out")
+
+
 def _console(stderr: bool = False) -> Console:
     """A file or a pipe gets lines of a fixed width, so that tables stay tables."""
     console = Console(stderr=stderr)
@@ -156,6 +163,7 @@ def compress(
     from batude_onnx.pipeline import compress as run
     from batude_onnx.report import ConsoleWatch, comparison_table, rank_table, to_json
 
+    _require_data(data, mean=mean, std=std, limit=limit, no_augment=no_augment)
     settings = Settings(
         model=model,
         output=output or Path(f"{model.stem}-{budget.replace('%', 'pct').replace('/', '-')}.onnx"),
@@ -246,6 +254,7 @@ def validate(
     from batude_onnx.pipeline import validate as hold
     from batude_onnx.report import comparison_table, difference_table, to_json
 
+    _require_data(data, mean=mean, std=std)
     source = None if data is None else Source(data, mean=mean, std=std)
     comparison = hold(first, second, source, provider=provider, threads=threads, seed=seed, inputs=inputs)
     if as_json:

@@ -12,6 +12,7 @@ import torch
 
 from batude_onnx import layers
 from batude_onnx.budget import parse_budget
+from batude_onnx.budget.problem import fixed_cost, require_feasible
 from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError, UnsupportedError
 from batude_onnx.loading import Dataset, check_writable, external_files, holdout, load_dataset, load_model
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
@@ -61,6 +62,7 @@ def open_case(settings: Settings, watch: Watch) -> Case:
     if settings.metric == "macs" and not seen.cost.macs:
         raise BudgetError("MACs cannot be counted, since input sizes are open: give them with --input-shape NAME=1,3,224,224")
     budget = parse_budget(settings.budget, settings.metric, seen.cost)
+    require_feasible(seen.compressible, budget, fixed_cost(seen.cost, seen.compressible))
     dataset = None
     if settings.data is not None:
         dataset = holdout(load_data(settings.data, seen))

@@ -18,6 +18,7 @@ from batude_onnx.errors import (
     BudgetMissedError,
     DataError,
     ParityError,
+    UnsupportedError,
 )
 from batude_onnx.importer import GraphNet, import_graph
 from batude_onnx.loading import (
@@ -160,6 +161,8 @@ def _with_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     teacher.requires_grad_(False)
     batches = _batches(case, net, recipe.batch, watch)
     calibration = batches.sample(CALIBRATION, settings.seed)
+    if not any(output.requires_grad for output in net.eval()(calibration[0])):
+        raise UnsupportedError("no output has a gradient (an ArgMax has none): make its input the output, or run without --data")
     moments = batches.sample(MOMENTS, settings.seed + 1)
     metrics = {} if recipe.literal else statistics.collect_metrics(net, sites, moments, settings.seed)
     rules = compressing.rules_of(recipe, sites, case.budget, case.seen.cost, metrics)
