@@ -105,19 +105,22 @@ def test_folding_is_exact(shape: tuple[int, ...], groups: int, biased: bool) -> 
     assert (scaled.dtype, moved.dtype) == (torch.float32, torch.float32)
 
 
-def test_a_channel_that_never_varies_is_not_blown_up() -> None:
-    """Its weights are zero; in training mode its batch statistics must not divide by nothing, and its gradient stays small."""
-    weight, bias = floats(6, 5, 3, 3), floats(6, seed=1)
-    weight[2] = 0
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1e-2])
+def test_a_channel_that_hardly_varies_is_not_blown_up(scale: float) -> None:
+    """On the batch on which it was measured, training mode is the identity too, relative to each channel's own variation.
+
+    The batch statistics divide by sqrt(var + eps) and gamma multiplies by the same, however small the variance is.
+    """
+    weight, bias = floats(6, 5, 3, 3), np.zeros(6, dtype=np.float32)
+    weight[2] *= scale
     model = conv_model(weight, bias, (6, 7))
-    net, inputs = imported(model), seen(5, 6, 7)
+    net, x = imported(model), seen(5, 6, 7)[0]
     with torch.no_grad():
-        before = net(inputs[0])[0]
-    restore(net, restorable(sites_of(model)), inputs)
-    torch.testing.assert_close(net(inputs[0])[0].detach(), before, rtol=1e-5, atol=1e-5)
-    y = net.train()(inputs[0])[0]
-    assert bool(y.isfinite().all())
-    torch.testing.assert_close(y[:, 2], before[:, 2], rtol=1e-4, atol=1e-4)
+        before = net(x)[0]
+    restore(net, restorable(sites_of(model)), [x])
+    y = net.train()(x)[0]
+    spread = before.std((0, 2, 3)).clamp_min(1e-6)[:, None, None]
+    assert float(((y.detach() - before) / spread).abs().max()) < 1e-2
     y.square().sum().backward()
     for parameter in net.parameters():
         assert parameter.grad is not None

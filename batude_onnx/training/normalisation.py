@@ -32,10 +32,8 @@ class RestoredBatchNorm(nn.Module):
 
     def __init__(self, mean: Tensor, var: Tensor, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
-        # A channel that never varies would be blown up by its batch statistics: give it the layer's scale.
-        floor = 1e-4 * var.mean() + torch.finfo(torch.float32).tiny
         self.register_buffer("mean", mean.clone())
-        self.register_buffer("var", var.clamp_min(floor))
+        self.register_buffer("var", var.clone())
         self.gamma = nn.Parameter((self.var + eps).sqrt())
         self.beta = nn.Parameter(mean.clone())
         self.eps, self.momentum = eps, momentum
