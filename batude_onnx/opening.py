@@ -14,20 +14,21 @@ from batude_onnx import layers
 from batude_onnx.budget import parse_budget
 from batude_onnx.budget.problem import fixed_cost, require_feasible
 from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError, UnsupportedError
-from batude_onnx.loading import Dataset, check_writable, external_files, holdout, load_dataset, load_model
+from batude_onnx.loading import Dataset, check_writable, external_files, holdout, load_dataset, load_model, without_functions
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
-from batude_onnx.records import Budget
+from batude_onnx.records import Budget, Cost
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.validation import Session, open_session
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is known before anything is changed."""
+    """What is known before anything is changed. `whole`: what the network costs, with the copies that chains make of biases."""
 
     settings: Settings
     model: ir.Model
     seen: Survey
+    whole: Cost
     budget: Budget
     dataset: Dataset | None
     feeds: Feeds
@@ -49,6 +50,9 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         check_writable(path, settings.model, *data)
     _require_device(settings.device)
     model = load_model(settings.model)
+    if data and model.functions:
+        watch.say(f"{len(model.functions)} functions are put in the place of their calls, as their weights are trained too")
+        model = without_functions(model)
     for path in (settings.output, report):
         check_writable(path, settings.model, *data, *external_files(model))
     original = open_session(settings.model, settings.provider, settings.threads)
@@ -62,14 +66,18 @@ def open_case(settings: Settings, watch: Watch) -> Case:
     if settings.metric == "macs" and not seen.cost.macs:
         raise BudgetError("MACs cannot be counted, since input sizes are open: give them with --input-shape NAME=1,3,224,224")
     budget = parse_budget(settings.budget, settings.metric, seen.cost)
-    require_feasible(seen.compressible, budget, fixed_cost(seen.cost, seen.compressible))
+    nodes = layers.nodes_by_key(model)
+    whole = seen.cost
+    if budget.limit < whole.of(settings.metric):
+        whole += Cost(layers.copied_biases(nodes[site.key] for site in seen.compressible), 0)
+    require_feasible(seen.compressible, budget, fixed_cost(whole, seen.compressible))
     dataset = None
     if settings.data is not None:
         dataset = holdout(load_data(settings.data, seen))
         tested = 0 if dataset.x_test is None else len(dataset.x_test)
         watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on")
     feeds = parity_feeds(seen.specs, dataset, settings.seed, settings.inputs)
-    return Case(settings, model, seen, budget, dataset, feeds, original)
+    return Case(settings, model, seen, whole, budget, dataset, feeds, original)
 
 
 def _require_device(device: str) -> None:

@@ -136,7 +136,7 @@ def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     watch.say("no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)")
     sites, nodes = case.seen.compressible, layers.nodes_by_key(case.model)
     recipe = RECIPES[case.settings.recipe]
-    rules = compressing.rules_of(recipe, sites, case.budget, case.seen.cost, {})
+    rules = compressing.rules_of(recipe, sites, case.budget, case.whole, {})
     weights = {site.key: torch.from_numpy(layers.read_weight(nodes[site.key]).copy()) for site in sites}
     plan = rules.ranks({key: (weight,) * rules.copies(key) for key, weight in weights.items()})
     by_key = {site.key: site for site in sites}
@@ -165,7 +165,7 @@ def _with_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
         raise UnsupportedError("no output has a gradient (an ArgMax has none): make its input the output, or run without --data")
     moments = batches.sample(MOMENTS, settings.seed + 1)
     metrics = {} if recipe.literal else statistics.collect_metrics(net, sites, moments, settings.seed)
-    rules = compressing.rules_of(recipe, sites, case.budget, case.seen.cost, metrics)
+    rules = compressing.rules_of(recipe, sites, case.budget, case.whole, metrics)
     plan = compressing.solve_ranks(net, sites, rules)
     if not plan.chosen():
         watch.say("every layer fits into the budget as it is: nothing is trained")

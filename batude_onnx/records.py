@@ -59,7 +59,8 @@ class Site:
     """One layer found in the graph.
 
     `key` is the node's first output name, unique in the graph; `data` names the value that it is applied to. `positions` is
-    how many times the kernel is applied per sample (the product of the output's spatial sizes), 0 where shapes are unknown;
+    how many times the kernel is applied per sample (the product of the output's spatial sizes; in a run of a file that fixes
+    its batch, times that batch), 0 where shapes are unknown;
     `input_positions` the same for the input, since a factor in front of a strided core runs on the larger map.
     `method` names the decomposition, or is None and `reason` says why the layer is left whole. `transposed`:
     the file stores the weight as (C, S). `normalised`: a BatchNormalization reads the layer's output.

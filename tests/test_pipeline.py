@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from batude_onnx import pipeline, proving, rewriting
 from batude_onnx.errors import (
@@ -438,6 +438,46 @@ def test_the_same_seed_gives_the_same_file(trained: Path, cifar_slice: Path, tmp
         files.append(settings.output.read_bytes())
     assert files[0] == files[1]
     assert files[0] != files[2]
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_bias_that_two_layers_share_is_budgeted_as_the_copies_that_it_becomes(tmp_path: Path, with_data: bool) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "v", "b"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    held = {"w": values(16, 4, 3, 3), "v": values(16, 16, 3, 3), "b": values(16)}
+    np.savez(tmp_path / "x.npz", x_train=values(40, 4, 9, 8))
+    settings = settings_for(
+        saved(one_node(nodes, (2, 4, 9, 8), (2, 16, 9, 8), held), tmp_path), tmp_path, "1.5x",
+        tmp_path / "x.npz" if with_data else None, epochs=1.0, simplify=False,
+    )  # fmt: skip
+    check(compress(settings), settings)
+    whole = replace(settings, budget="1x")
+    assert compress(whole).ranks == {}
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_model_with_functions(tmp_path: Path, with_data: bool) -> None:
+    """Their weights can only be trained in the place of the call."""
+    model = one_node(
+        [helper.make_node("Conv", ["x", "w", "b"], ["c"]), helper.make_node("Relu", ["c"], ["y"], name="call")],
+        (2, 4, 9, 8), (2, 6, 7, 6), {"w": values(6, 4, 3, 3), "b": values(6)},
+    )  # fmt: skip
+    scale = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(values(1, 6, 1, 1)))
+    body = [scale, helper.make_node("Mul", ["a", "k"], ["o"])]
+    model.functions.append(helper.make_function("local", "Scale", ["a"], ["o"], body, [helper.make_opsetid("", 18)]))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Scale", "local"
+    np.savez(tmp_path / "x.npz", x_train=values(40, 4, 9, 8))
+    settings = settings_for(
+        saved(model, tmp_path), tmp_path, "1.5x", tmp_path / "x.npz" if with_data else None, epochs=1.0, simplify=False
+    )
+    compress(settings)
+    after = onnx.load(settings.output)
+    assert len(after.functions) == (0 if with_data else 1)
+    assert stored(settings.output) <= 222 / 1.5 + 6
 
 
 def listing(folder: Path) -> dict[str, bytes]:

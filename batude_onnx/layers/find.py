@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 
@@ -73,6 +74,16 @@ def read_bias(node: ir.Node) -> FloatArray | None:
     return None if bias is None else constants.read(bias)
 
 
+def copied_biases(nodes: Iterable[ir.Node]) -> int:
+    """Elements of the biases of `nodes` that something else reads as well: a chain in the node's place has a copy."""
+    copied = 0
+    for node in nodes:
+        root = constants.source(node.inputs[2]) if len(node.inputs) > 2 else None
+        if root is not None and constants.uses(root) > 1:
+            copied += constants.tensor(root).size
+    return copied
+
+
 def stored_type(node: ir.Node) -> ir.DataType:
     """The type in which a layer's weight is stored."""
     root = constants.source(node.inputs[1])
@@ -83,8 +94,8 @@ def stored_type(node: ir.Node) -> ir.DataType:
 def count(model: ir.Model, shapes: Shapes) -> Cost:
     """Parameters and MACs of the graph as it stands.
 
-    Parameters: elements of all floating-point constants, shared ones once, wherever they are held. MACs per sample: all
-    convolutions and matrix products; one whose shapes are unknown counts as nothing.
+    Parameters: elements of all floating-point constants, shared ones once, wherever they are held. MACs per sample (per
+    batch where the file fixes it): all convolutions and matrix products; one whose shapes are unknown counts as nothing.
     """
     params = 0
     for graph in (model.graph, *model.graph.subgraphs()):

@@ -2,7 +2,7 @@
 
 from batude_onnx.loading.dataset import Dataset, holdout, load_dataset, preprocess
 from batude_onnx.loading.inputs import InputSpec, generate, input_specs, require_fit
-from batude_onnx.loading.model import external_files, load_model
+from batude_onnx.loading.model import external_files, load_model, without_functions
 from batude_onnx.loading.writing import check_writable, data_path, save_model, write_atomically
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "preprocess",
     "require_fit",
     "save_model",
+    "without_functions",
     "write_atomically",
 ]

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 import onnx_ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no stubs
+from onnx_ir.passes.common import InlinePass
 
 from batude_onnx.errors import ModelError
 
@@ -45,6 +46,11 @@ def load_model(path: Path) -> onnx_ir.Model:
     for function in model.functions.values():
         onnx_ir.external_data.set_base_dir(function.graph, folder)
     return model
+
+
+def without_functions(model: onnx_ir.Model) -> onnx_ir.Model:
+    """`model`, which is used up, with the nodes of its functions in the place of each call."""
+    return InlinePass()(model).model if model.functions else model
 
 
 def external_files(model: onnx_ir.Model) -> tuple[Path, ...]:
