@@ -539,3 +539,15 @@ def test_linear_layers_learn_in_the_orientation_in_which_they_are_stored(op: str
     finished = rewritten(model, harvest(net, sites, plan).chains)
     with torch.no_grad():
         np.testing.assert_allclose(output(finished, x), net(torch.from_numpy(x))[0].numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_ends_in_a_softmax_is_taken_as_its_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(6, 5, generator=generator), torch.randn(6, 5, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    objective = Objective()
+    of_logits = objective([student], [teacher], labels)
+    of_probabilities = objective([student.softmax(1)], [teacher.softmax(1)], labels)
+    torch.testing.assert_close(of_probabilities, of_logits, rtol=1e-5, atol=1e-6)
+    # Scores that only happen to be positive are no probabilities.
+    assert not torch.isclose(objective([student.abs()], [teacher.abs()], labels), of_logits)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from batude_onnx.training.statistics import is_classifier
+from batude_onnx.training.statistics import is_classifier, logits_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Objective:
         if labels is None:
             assert teacher is not None
             return self._towards(student, teacher)
-        loss = F.cross_entropy(student[0].float(), labels)
+        loss = F.cross_entropy(logits_of(student[0]), labels)
         if teacher is None:
             return loss
         return (1 - self.distill) * loss + self.distill * self._towards(student, teacher)
@@ -40,8 +40,8 @@ class Objective:
     def _towards(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         if is_classifier(student):
             t = self.temperature
-            target = (teacher[0].float() / t).log_softmax(1)
-            return t * t * F.kl_div((student[0].float() / t).log_softmax(1), target, log_target=True, reduction="batchmean")
+            target = (logits_of(teacher[0]) / t).log_softmax(1)
+            return t * t * F.kl_div((logits_of(student[0]) / t).log_softmax(1), target, log_target=True, reduction="batchmean")
         total = student[0].new_zeros(())
         for ours, theirs in zip(student, teacher, strict=True):
             if ours.is_floating_point():

@@ -18,10 +18,26 @@ from batude_onnx.decomposition import Metric
 from batude_onnx.importer import GraphNet
 from batude_onnx.records import Site
 
+# How far from 1 the sum of a row of float16 probabilities may be.
+SOFTMAX_ROUNDING = 1e-2
+
 
 def is_classifier(outputs: Sequence[Tensor]) -> bool:
     """One output of shape (N, K), K > 1."""
     return len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1
+
+
+def logits_of(scores: Tensor) -> Tensor:
+    """Class scores (N, K) as logits, float32: the logarithm where the model ends in a softmax, else the scores themselves.
+
+    Any temperature can be applied to the logarithm of probabilities as to the logits behind them, since the two differ by a
+    constant in each row.
+    """
+    scores = scores.float()
+    rows = scores.detach()
+    if bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < SOFTMAX_ROUNDING).all()):
+        return scores.clamp_min(torch.finfo(torch.float32).tiny).log()
+    return scores
 
 
 def channels_last_axis(x: Tensor, site: Site) -> Tensor:
@@ -44,7 +60,7 @@ def sampled_loss(outputs: Sequence[Tensor], generator: torch.Generator, temperat
     that a few samples would make up the whole moment.
     """
     if is_classifier(outputs):
-        logits = outputs[0].float() / temperature
+        logits = logits_of(outputs[0]) / temperature
         drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).to(logits.device)
         return -logits.log_softmax(1).gather(1, drawn).sum()
     total = outputs[0].new_zeros(())
