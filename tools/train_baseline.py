@@ -2,9 +2,10 @@
 
     python -m tools.train_baseline --data data/cifar10.npz --output models/resnet20-cifar10.onnx
 
-One-cycle SGD (Nesterov), random crop and mirroring, nothing else; `--start` begins another cycle from a checkpoint. The ONNX
-file has opset 18, a dynamic batch, and BatchNorm folded into the convolutions; beside it a JSON file says how it was made.
-A killed run goes on from its last finished epoch.
+One-cycle SGD (Nesterov), random crop and mirroring. `--start` begins another cycle from a checkpoint, and the model exported is
+then the mean of the weights at the ends of both, its BatchNorm statistics measured anew (stochastic weight averaging: Izmailov
+et al., UAI 2018). The ONNX file has opset 18, a dynamic batch, and BatchNorm folded into the convolutions; beside it a JSON
+file says how it was made. A killed run goes on from its last finished epoch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import onnx
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -48,6 +50,20 @@ def save(state: dict[str, object], path: Path) -> None:
     aside.replace(path)
 
 
+def average(model: nn.Module, other: dict[str, torch.Tensor], batches: Batches) -> None:
+    """Move `model` half-way to the weights `other`, and measure its BatchNorm statistics on one epoch of `batches`."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.lerp_(other[name], 0.5)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None  # a plain mean over all batches
+        model.train()
+        for x, _ in batches.shuffled():
+            model(x)
+
+
 def export(model: nn.Module, path: Path) -> None:
     """ONNX opset 18, dynamic batch, BatchNorm folded."""
     # torch's annotations of `Module.to` leave `memory_format` out.
@@ -64,6 +80,13 @@ def export(model: nn.Module, path: Path) -> None:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         external_data=False,
     )
+    # The exporter notes the lines of source that each node comes from, with the paths of the machine that it ran on.
+    exported = onnx.load(path)
+    for node in exported.graph.node:
+        kept = [entry for entry in node.metadata_props if not entry.key.endswith("stack_trace")]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    onnx.save(exported, path)
 
 
 @click.command()
@@ -77,7 +100,9 @@ def export(model: nn.Module, path: Path) -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--fast", is_flag=True, help="bfloat16 autocast and a compiled graph (needs a C++ compiler on CPU)")
-@click.option("--start", type=click.Path(exists=True, path_type=Path), help="begin with the weights of this checkpoint")
+@click.option(
+    "--start", type=click.Path(exists=True, path_type=Path), help="begin with this checkpoint, and average with it at the end"
+)
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=None, help="default: runs/<output name>.pt")
 def main(
     data: Path,
@@ -108,10 +133,11 @@ def main(
 
     model = cifar_resnet(depth, classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     earlier: list[str] = []
-    if start is not None:
-        begun = torch.load(start, weights_only=True)
+    begun = None if start is None else torch.load(start, weights_only=True)
+    if start is not None and begun is not None:
         model.load_state_dict(begun["model"])
-        earlier = [f"# {start.name}: a cycle of {begun['epoch']} epochs before it"]
+        earlier = begun["commands"]
+    commands = [*earlier, " ".join(["python -m tools.train_baseline", *sys.argv[1:]])]
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -150,18 +176,20 @@ def main(
         save(
             {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-                "generator": train.generator.get_state(), "epoch": epoch + 1,
+                "generator": train.generator.get_state(), "epoch": epoch + 1, "commands": commands,
             },
             checkpoint,
         )  # fmt: skip
 
+    if begun is not None:
+        average(model, begun["model"], train)
     top1 = accuracy(model, test)
     export(model, output)
     facts = {
         "file": output.name, "sha256": hashlib.sha256(output.read_bytes()).hexdigest(), "test_accuracy": round(top1, 2),
         "test_images": test.samples, "epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "seed": seed,
         "fast": fast, "device": device, "torch": torch.__version__, "machine": platform.machine(),
-        "commands": [*earlier, " ".join(["python -m tools.train_baseline", *sys.argv[1:]])],
+        "commands": commands,
     }  # fmt: skip
     output.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
     click.echo(json.dumps(facts, indent=2))
