@@ -56,7 +56,8 @@ class ConsoleWatch(Watch):
         self._advance(what, done, total, f"layer {done} of {total}")
 
     def train(self, progress: Training) -> None:
-        parts = [f"epoch {progress.epoch}/{progress.epochs:g}", f"loss {progress.loss:.3f}"]
+        done = progress.epochs * progress.step / progress.steps
+        parts = [f"epoch {done:.1f} of {progress.epochs:g}", f"loss {progress.loss:.3f}"]
         if progress.agreement is not None:
             parts.append(f"accuracy {progress.agreement:.1f} %")
         if progress.cost is not None:

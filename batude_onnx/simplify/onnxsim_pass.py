@@ -95,7 +95,10 @@ def _run_quietly(proto: onnx.ModelProto, shapes: dict[str, list[int]] | None) ->
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
-            simplified, same = onnxsim.simplify(proto, **options)
+            # A copy, since older releases change the model that they are given.
+            given = onnx.ModelProto()
+            given.CopyFrom(proto)
+            simplified, same = onnxsim.simplify(given, **options)
     except Exception as error:  # onnxsim's C++, onnx and onnxruntime have no common base for what they raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ParityError(f"onnxsim cannot simplify this model ({reason}); run with --no-simplify") from error
