@@ -14,7 +14,16 @@ from batude_onnx import layers
 from batude_onnx.budget import parse_budget
 from batude_onnx.budget.problem import fixed_cost, require_feasible
 from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError, UnsupportedError
-from batude_onnx.loading import Dataset, check_writable, external_files, holdout, load_dataset, load_model, without_functions
+from batude_onnx.loading import (
+    Dataset,
+    InputSpec,
+    check_writable,
+    external_files,
+    holdout,
+    load_dataset,
+    load_model,
+    without_functions,
+)
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
 from batude_onnx.records import Budget, Cost
 from batude_onnx.settings import Settings, Source, Watch
@@ -64,7 +73,8 @@ def open_case(settings: Settings, watch: Watch) -> Case:
     if settings.data is not None:
         _require_trainable(seen, layers.nodes_by_key(model))
     if settings.metric == "macs" and not seen.cost.macs:
-        raise BudgetError("MACs cannot be counted, since input sizes are open: give them with --input-shape NAME=1,3,224,224")
+        given = " ".join(_example_shape(spec) for spec in seen.specs if any(not isinstance(size, int) for size in spec.shape[1:]))
+        raise BudgetError(f"MACs cannot be counted, since input sizes are open: give them, such as {given}")
     budget = parse_budget(settings.budget, settings.metric, seen.cost)
     nodes = layers.nodes_by_key(model)
     whole = seen.cost
@@ -114,3 +124,9 @@ def classes(seen: Survey) -> int | None:
     outputs = [seen.shapes.get(name) for name in seen.outputs]
     shape = outputs[0] if len(outputs) == 1 else None
     return shape[1] if shape is not None and len(shape) == 2 and shape[1] > 1 else None
+
+
+def _example_shape(spec: InputSpec) -> str:
+    """How to give one input's open sizes on the command line: 1 for the batch, 224 for the others."""
+    sizes = [size if isinstance(size, int) else 224 if axis else 1 for axis, size in enumerate(spec.shape)]
+    return f"--input-shape {spec.name}={','.join(map(str, sizes))}"

@@ -62,7 +62,7 @@ RECIPES = {
         Recipe(
             name="default",
             literal=False,
-            share=0.3,
+            share=0.2,
             penalty=(0.01, 3.0),
             solve_every=25,
             freeze=0.6,
