@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from batude_onnx.settings import Watch
 
@@ -26,7 +26,6 @@ class ConsoleWatch(Watch):
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
