@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx import helper
 
 from tests.importer_graphs import Array, assert_same, model_of
+
+# The last onnxruntime for Python 3.10 is 1.23.
+NEWEST_OPSET = 23 if tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24) else 26
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ def parameters(cases: Sequence[Case]) -> list[object]:
         for opset in case.opsets:
             for constants in (True, False) if several and case.computed else (True,):
                 form = "constant" if constants else "computed"
-                found.append(pytest.param(case, opset, constants, id=f"{case.op}-{number}-opset{opset}-{form}"))
+                too_new = pytest.mark.skipif(opset > NEWEST_OPSET, reason=f"onnxruntime here reads opsets up to {NEWEST_OPSET}")
+                found.append(pytest.param(case, opset, constants, id=f"{case.op}-{number}-opset{opset}-{form}", marks=too_new))
     return found
 
 
