@@ -109,7 +109,7 @@ def _console(stderr: bool = False) -> Console:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="batude-onnx")
 def main() -> None:
-    """Make a trained CNN smaller and faster: an ONNX file and a budget in, a proven ONNX file out."""
+    """Make a trained CNN smaller: an ONNX file and a budget in, a proven ONNX file out."""
 
 
 @main.command()
