@@ -70,13 +70,13 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         reasons = "; ".join(f"{site.op} {site.key}: {site.reason}" for site in seen.sites[:3])
         found = f"{len(seen.sites)} layers, none of them compressible ({reasons})" if seen.sites else "no Conv, Gemm or MatMul"
         raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
+    nodes = layers.nodes_by_key(model)
     if settings.data is not None:
-        _require_trainable(seen, layers.nodes_by_key(model))
+        _require_trainable(seen, nodes)
     if settings.metric == "macs" and not seen.cost.macs:
         given = " ".join(_example_shape(spec) for spec in seen.specs if any(not isinstance(size, int) for size in spec.shape[1:]))
         raise BudgetError(f"MACs cannot be counted, since input sizes are open: give them, such as {given}")
     budget = parse_budget(settings.budget, settings.metric, seen.cost)
-    nodes = layers.nodes_by_key(model)
     whole = seen.cost
     if budget.limit < whole.of(settings.metric):
         whole += Cost(layers.copied_biases(nodes[site.key] for site in seen.compressible), 0)

@@ -334,7 +334,8 @@ def test_moments_by_a_plain_double_loop() -> None:
     assert not torch.allclose(collect_metrics(net, sites, inputs, seed=6)["c"].output_root, wanted.output_root, rtol=1e-3)
 
 
-def test_the_metric_of_a_layer_that_the_loss_does_not_reach_is_left_out() -> None:
+def _with_a_layer_without_gradient() -> onnx.ModelProto:
+    """Two convolutions of one input; what u gives only an ArgMax reads."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["y"]),
         helper.make_node("Conv", ["x", "u"], ["s"]),
@@ -343,7 +344,11 @@ def test_the_metric_of_a_layer_that_the_loss_does_not_reach_is_left_out() -> Non
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 5, 5])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, 3, 3])
     z = helper.make_tensor_value_info("z", TensorProto.INT64, ["N", 1, 3, 3])
-    model = model_of(nodes, [x], [y, z], {"w": floats(4, 4, 3, 3), "u": floats(4, 4, 3, 3, seed=1)})
+    return model_of(nodes, [x], [y, z], {"w": floats(4, 4, 3, 3), "u": floats(4, 4, 3, 3, seed=1)})
+
+
+def test_the_metric_of_a_layer_that_the_loss_does_not_reach_is_left_out() -> None:
+    model = _with_a_layer_without_gradient()
     found = collect_metrics(imported(model), sites_of(model), [torch.from_numpy(floats(2, 4, 5, 5))])
     assert set(found) == {"y"}
 
@@ -464,15 +469,7 @@ class _Pull(Hooks):
 def test_hooks_are_asked_in_each_step(name: str) -> None:
     """Inputs of zero leave the loss at its minimum, so that a weight moves by the hook's gradient alone; u's layer only feeds an
     ArgMax, and has no gradient of its own."""
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["y"]),
-        helper.make_node("Conv", ["x", "u"], ["s"]),
-        helper.make_node("ArgMax", ["s"], ["z"], axis=1),
-    ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 5, 5])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, 3, 3])
-    z = helper.make_tensor_value_info("z", TensorProto.INT64, ["N", 1, 3, 3])
-    model = model_of(nodes, [x], [y, z], {"w": floats(4, 4, 3, 3), "u": floats(4, 4, 3, 3, seed=1)})
+    model = _with_a_layer_without_gradient()
     net = imported(model)
     start = {other: net.weight(other).detach().clone() for other in ("w", "u")}
     hooks = _Pull(net.weight(name))

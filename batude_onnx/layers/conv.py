@@ -11,8 +11,8 @@ from math import prod
 import onnx_ir as ir
 
 from batude_onnx.layers import constants
-from batude_onnx.layers.registry import Description, LayerKind, Maker, Shapes, Whole, register
-from batude_onnx.records import FactorChain, Geometry
+from batude_onnx.layers.registry import Description, LayerKind, Link, Maker, Shapes, Whole, link_nodes, register
+from batude_onnx.records import FactorChain, Geometry, LayerSpec
 
 OP = "Conv"
 
@@ -73,32 +73,20 @@ def macs(node: ir.Node, shapes: Shapes) -> int | None:
 
 def chain(node: ir.Node, chain: FactorChain, maker: Maker) -> list[ir.Node]:
     """One Conv for each layer of the chain; the last one carries the bias."""
-    nodes: list[ir.Node] = []
-    data = node.inputs[0]
-    for number, layer in enumerate(chain.layers, 1):
-        inputs = [data, maker.initializer(f"factor{number}_weight", layer.weight)]
-        if layer.bias is not None:
-            inputs.append(maker.initializer(f"factor{number}_bias", layer.bias))
+
+    def link(layer: LayerSpec) -> Link:
         geometry = layer.geometry
         padding = {"auto_pad": geometry.auto_pad} if geometry.auto_pad != "NOTSET" else {"pads": geometry.pads}
-        made = ir.node(
-            OP,
-            inputs,
-            attributes={
-                "kernel_shape": layer.weight.shape[2:],
-                "strides": geometry.strides,
-                "dilations": geometry.dilations,
-                "group": geometry.groups,
-                **padding,
-            },
-            name=maker.name(f"factor{number}_node"),
-            version=node.version,
-        )
-        made.outputs[0].name = maker.name(f"factor{number}")
-        made.outputs[0].type = node.outputs[0].type
-        nodes.append(made)
-        data = made.outputs[0]
-    return nodes
+        attributes = {
+            "kernel_shape": layer.weight.shape[2:],
+            "strides": geometry.strides,
+            "dilations": geometry.dilations,
+            "group": geometry.groups,
+            **padding,
+        }
+        return Link(OP, layer.weight, attributes)
+
+    return link_nodes(node, chain, maker, link)
 
 
 KIND = register(LayerKind(OP, describe, outline, macs, positions, chain))

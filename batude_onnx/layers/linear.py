@@ -10,8 +10,8 @@ from math import prod
 import onnx_ir as ir
 
 from batude_onnx.layers import constants
-from batude_onnx.layers.registry import Description, LayerKind, Maker, Shapes, Whole, register
-from batude_onnx.records import FactorChain, Geometry
+from batude_onnx.layers.registry import Description, LayerKind, Link, Maker, Shapes, Whole, link_nodes, register
+from batude_onnx.records import FactorChain, Geometry, LayerSpec
 
 # From this opset on.
 GEMM_BIAS_OPTIONAL = 11
@@ -90,27 +90,13 @@ def macs(node: ir.Node, shapes: Shapes) -> int | None:
 
 def chain(node: ir.Node, chain: FactorChain, maker: Maker) -> list[ir.Node]:
     """One node of the same op for each layer of the chain; before opset 11 a Gemm without a bias has to be a MatMul."""
-    nodes: list[ir.Node] = []
-    data = node.inputs[0]
-    for number, layer in enumerate(chain.layers, 1):
+
+    def link(layer: LayerSpec) -> Link:
         op = "MatMul" if layer.bias is None and maker.opset < GEMM_BIAS_OPTIONAL else node.op_type
         as_is = op == node.op_type and _stored_as_is(node)
-        inputs = [data, maker.initializer(f"factor{number}_weight", layer.weight if as_is else layer.weight.T)]
-        if layer.bias is not None:
-            inputs.append(maker.initializer(f"factor{number}_bias", layer.bias))
-        made = ir.Node(
-            node.domain,
-            op,
-            inputs,
-            [ir.AttrInt64("transB", 1)] if as_is else [],
-            name=maker.name(f"factor{number}_node"),
-            version=node.version,
-        )
-        made.outputs[0].name = maker.name(f"factor{number}")
-        made.outputs[0].type = node.outputs[0].type
-        nodes.append(made)
-        data = made.outputs[0]
-    return nodes
+        return Link(op, layer.weight if as_is else layer.weight.T, {"transB": 1} if as_is else {})
+
+    return link_nodes(node, chain, maker, link)
 
 
 GEMM = register(LayerKind("Gemm", describe_gemm, outline, macs, positions, chain))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from batude_onnx.records import Cost, FactorChain, FloatArray, Geometry, Site
+from batude_onnx.records import FactorChain, FloatArray, Geometry, LayerSpec
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -87,6 +88,34 @@ class Maker:
         return value
 
 
+@dataclass(frozen=True)
+class Link:
+    """One layer of a chain as a node: its op, its weight as stored, and its attributes."""
+
+    op: str
+    weight: FloatArray
+    attributes: Mapping[str, Any]
+
+
+def link_nodes(node: ir.Node, chain: FactorChain, maker: Maker, link: Callable[[LayerSpec], Link]) -> list[ir.Node]:
+    """The nodes that take the place of `node`, one for each layer of the chain, each fed by the one before it."""
+    nodes: list[ir.Node] = []
+    data = node.inputs[0]
+    for number, layer in enumerate(chain.layers, 1):
+        form = link(layer)
+        inputs = [data, maker.initializer(f"factor{number}_weight", form.weight)]
+        if layer.bias is not None:
+            inputs.append(maker.initializer(f"factor{number}_bias", layer.bias))
+        made = ir.node(
+            form.op, inputs, form.attributes, domain=node.domain, name=maker.name(f"factor{number}_node"), version=node.version
+        )
+        made.outputs[0].name = maker.name(f"factor{number}")
+        made.outputs[0].type = node.outputs[0].type
+        nodes.append(made)
+        data = made.outputs[0]
+    return nodes
+
+
 _KINDS: dict[str, LayerKind] = {}
 
 
@@ -101,6 +130,3 @@ def register(kind: LayerKind) -> LayerKind:
 def kind_of(node: ir.Node) -> LayerKind | None:
     """The kind of a node, None for all other ops."""
     return _KINDS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-
-
-__all__ = ["Cost", "Description", "LayerKind", "Maker", "Shapes", "Site", "Whole", "kind_of", "register"]

@@ -11,6 +11,10 @@ from batude_onnx.records import Budget, Cost, RankPlan, Site
 from batude_onnx.training.bcadl import Copies
 
 
+def _site(sites: Sequence[Site], key: str) -> Site:
+    return next(site for site in sites if site.key == key)
+
+
 @dataclass(frozen=True)
 class PaperRules:
     """One copy for each mode, truncated in that mode alone; ranks by the largest singular values of all layers together."""
@@ -20,10 +24,7 @@ class PaperRules:
     whole: Cost
 
     def copies(self, key: str) -> int:
-        return len(method_of(self._site(key)).modes)
-
-    def _site(self, key: str) -> Site:
-        return next(site for site in self.sites if site.key == key)
+        return len(method_of(_site(self.sites, key)).modes)
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
         gains = {}
@@ -35,7 +36,7 @@ class PaperRules:
         return solve_greedy(self.sites, gains, self.budget, self.whole)
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
-        site = self._site(key)
+        site = _site(self.sites, key)
         nearest = []
         for part, mode, rank in zip(v, method_of(site).modes, ranks, strict=True):
             stack = linalg.stack(part.detach().cpu(), site.geometry.groups)
@@ -60,9 +61,6 @@ class MeasuredRules:
     def copies(self, key: str) -> int:
         return 1
 
-    def _site(self, key: str) -> Site:
-        return next(site for site in self.sites if site.key == key)
-
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
         losses = {}
         for site in self.sites:
@@ -73,7 +71,7 @@ class MeasuredRules:
         return solve_frontier(self.sites, losses, self.budget, self.whole)
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
-        site = self._site(key)
+        site = _site(self.sites, key)
         whole = v[0].detach().cpu()
         near = method_of(site).project(whole, site.geometry.groups, ranks, self.metrics.get(key))
         return (near.to(v[0]),)
