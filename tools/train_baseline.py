@@ -99,7 +99,7 @@ def export(model: nn.Module, path: Path) -> None:
 @click.option("--weight-decay", default=5e-4, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--fast", is_flag=True, help="bfloat16 autocast and a compiled graph (needs a C++ compiler on CPU)")
+@click.option("--fast", is_flag=True, help="bfloat16 autocast")
 @click.option(
     "--start", type=click.Path(exists=True, path_type=Path), help="begin with this checkpoint, and average with it at the end"
 )
@@ -143,7 +143,6 @@ def main(
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * len(train) + 1, pct_start=0.25)
-    forward = torch.compile(model) if fast else model
     done = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -160,7 +159,7 @@ def main(
         for x, y in train.shuffled():
             assert y is not None
             with torch.autocast(device, torch.bfloat16, enabled=fast):
-                logits = forward(x)
+                logits = model(x)
             loss = F.cross_entropy(logits.float(), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
