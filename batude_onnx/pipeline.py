@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from batude_onnx import decomposition, layers
+from batude_onnx.decomposition import Metric
 from batude_onnx.errors import (
     BudgetMissedError,
     DataError,
@@ -33,15 +34,20 @@ from batude_onnx.report import to_json
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
-from batude_onnx.training import compressing, normalisation, refit, statistics
+from batude_onnx.training import compressing, normalisation, refit, sensitivity, statistics
 from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.loop import train
-from batude_onnx.training.recipe import RECIPES
+from batude_onnx.training.recipe import RECIPES, Recipe
+from batude_onnx.training.rules import share_lost
+from batude_onnx.training.sensitivity import Curve
 from batude_onnx.validation import compare, open_graph, open_session, require
 
 # Samples for BatchNorm statistics and re-fitting, and for the moments of the metric.
 CALIBRATION = 1024
 MOMENTS = 512
+# Samples on which each layer's truncation is measured: no more than this, and fewer where the network is large, so that it
+# stays a matter of minutes.
+SENSITIVITY, SENSITIVITY_LEAST, SENSITIVITY_MACS = 256, 16, 10**13
 
 
 def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
@@ -136,7 +142,7 @@ def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     watch.say("no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)")
     sites, nodes = case.seen.compressible, layers.nodes_by_key(case.model)
     recipe = RECIPES[case.settings.recipe]
-    rules = compressing.rules_of(recipe, sites, case.budget, case.whole, {})
+    rules = recipe.rules(sites, case.budget, case.whole, {}, {})
     weights = {site.key: torch.from_numpy(layers.read_weight(nodes[site.key]).copy()) for site in sites}
     plan = rules.ranks({key: (weight,) * rules.copies(key) for key, weight in weights.items()})
     by_key = {site.key: site for site in sites}
@@ -164,8 +170,9 @@ def _with_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     if not any(output.requires_grad for output in net.eval()(calibration[0])):
         raise UnsupportedError("no output has a gradient (an ArgMax has none): make its input the output, or run without --data")
     moments = batches.sample(MOMENTS, settings.seed + 1)
-    metrics = {} if recipe.literal else statistics.collect_metrics(net, sites, moments, settings.seed)
-    rules = compressing.rules_of(recipe, sites, case.budget, case.whole, metrics)
+    metrics = statistics.collect_metrics(net, sites, moments, settings.seed) if recipe.measures else {}
+    curves = _curves(case, net, metrics, recipe, batches, watch) if recipe.measures else {}
+    rules = recipe.rules(sites, case.budget, case.whole, metrics, curves)
     plan = compressing.solve_ranks(net, sites, rules)
     if not plan.chosen():
         watch.say("every layer fits into the budget as it is: nothing is trained")
@@ -179,7 +186,7 @@ def _with_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
             plan, history = compressing.learn_ranks(
                 net, teacher, sites, batches, recipe, rules, metric=case.budget.metric, epochs=learning, report=watch.train
             )
-            metrics = {} if recipe.literal else statistics.collect_metrics(net, sites, moments, settings.seed)
+            metrics = statistics.collect_metrics(net, sites, moments, settings.seed) if recipe.measures else {}
     dense = copy.deepcopy(net)
     compressing.decompose(net, sites, plan, metrics)
     if recipe.refit:
@@ -192,6 +199,24 @@ def _with_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
         )  # fmt: skip
         history = (*history, *tuned)
     return compressing.harvest(net, case.seen.sites, plan, history), _torch_outputs(net, case)
+
+
+def _curves(
+    case: Case, net: GraphNet, metrics: Mapping[str, Metric], recipe: Recipe, batches: Batches, watch: Watch
+) -> dict[str, Curve]:
+    """The damage that truncating each layer does to the outputs."""
+    sites = case.seen.compressible
+    losses = {
+        key: share_lost(site, weight, metrics.get(key))
+        for site, (key, weight) in zip(sites, compressing.current_weights(net, sites).items(), strict=True)
+    }
+    work = max(1, case.seen.cost.macs) * len(sites) * len(sensitivity.LOST)
+    samples = min(SENSITIVITY, max(SENSITIVITY_LEAST, SENSITIVITY_MACS // work))
+    inputs = batches.sample(samples, case.settings.seed + 2)
+    return sensitivity.measure(
+        net, sites, losses, case.budget.metric, inputs, metrics, recipe.objective,
+        lambda done, total: watch.count("measuring layers", done, total),
+    )  # fmt: skip
 
 
 def _batches(case: Case, net: GraphNet, batch: int, watch: Watch) -> Batches:

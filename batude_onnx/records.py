@@ -43,10 +43,11 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class FactorChain:
-    """The layers that replace one site, in the order in which data passes them; `method` names who made them."""
+    """The layers that replace one site, in the order in which data passes them; `method` names who made them, of which ranks."""
 
     method: str
     layers: tuple[LayerSpec, ...]
+    ranks: tuple[int, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -63,7 +64,9 @@ class Site:
     its batch, times that batch), 0 where shapes are unknown;
     `input_positions` the same for the input, since a factor in front of a strided core runs on the larger map.
     `method` names the decomposition, or is None and `reason` says why the layer is left whole. `transposed`:
-    the file stores the weight as (C, S). `normalised`: a BatchNormalization reads the layer's output.
+    the file stores the weight as (C, S). `normalised`: a BatchNormalization reads the layer's output. `joined`: the output of
+    the Add that alone reads this layer's output, where no other layer stands between the two (so that its other side is known
+    when this layer is fitted), else None.
     """
 
     key: str
@@ -80,6 +83,7 @@ class Site:
     transposed: bool = False
     normalised: bool = False
     data: str = ""
+    joined: str | None = None
 
     @property
     def kernel(self) -> tuple[int, ...]:

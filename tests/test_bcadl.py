@@ -20,9 +20,9 @@ from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
 from batude_onnx.training import bcadl
 from batude_onnx.training.batches import Batches
 from batude_onnx.training.bcadl import Copies
-from batude_onnx.training.compressing import learn_ranks, rules_of, solve_ranks
+from batude_onnx.training.compressing import learn_ranks, solve_ranks
 from batude_onnx.training.losses import Objective
-from batude_onnx.training.recipe import RECIPES, Phase, Recipe
+from batude_onnx.training.recipe import RECIPES, Phase, Recipe, RulesMaker
 from batude_onnx.training.rules import MeasuredRules, PaperRules
 from tests.loading_models import model_of
 from tests.small_models import floats, linear_model, site, sites_of
@@ -270,7 +270,8 @@ def noisy(weights: Mapping[str, FloatArray], norm: float, seed: int) -> dict[str
 
 STUDENT = Recipe(
     name="test",
-    literal=False,
+    rules=MeasuredRules,
+    measures=True,
     share=1.0,
     penalty=(0.01, 1.0),
     solve_every=5,
@@ -284,8 +285,8 @@ STUDENT = Recipe(
 )
 
 
-@pytest.mark.parametrize("literal", [False, True])
-def test_the_ranks_of_a_low_rank_teacher_are_recovered(literal: bool) -> None:
+@pytest.mark.parametrize("kind", [MeasuredRules, PaperRules])
+def test_the_ranks_of_a_low_rank_teacher_are_recovered(kind: RulesMaker) -> None:
     """Student: the teacher's weights under noise that hides their ranks; distilled, under the budget of the true ranks.
 
     Twins: the student's ranks before training are other ones, so are those under a smaller budget, and with hardly any
@@ -303,7 +304,7 @@ def test_the_ranks_of_a_low_rank_teacher_are_recovered(literal: bool) -> None:
 
     def learn(limit: int, recipe: Recipe) -> tuple[RankPlan, RankPlan, list[float]]:
         net = import_graph(ir.from_proto(start))
-        rules = rules_of(recipe, sites, Budget("params", limit, ""), whole, {})
+        rules = recipe.rules(sites, Budget("params", limit, ""), whole, {}, {})
         before = solve_ranks(net, sites, rules)
         gaps: list[float] = []
         plan, _ = learn_ranks(
@@ -311,14 +312,14 @@ def test_the_ranks_of_a_low_rank_teacher_are_recovered(literal: bool) -> None:
         )
         return before, plan, gaps
 
-    before, plan, gaps = learn(spent.params, replace(STUDENT, literal=literal))
+    before, plan, gaps = learn(spent.params, replace(STUDENT, rules=kind))
     assert plan.ranks == TRUE
     assert plan.cost == spent
     assert before.ranks != TRUE
     # W comes to its low-rank copies: from far away to what the teacher's own noise leaves.
     assert gaps[0] > 0.4
     assert gaps[-1] < 0.05
-    _, smaller, _ = learn(int(0.75 * spent.params), replace(STUDENT, literal=literal))
+    _, smaller, _ = learn(int(0.75 * spent.params), replace(STUDENT, rules=kind))
     assert smaller.ranks != TRUE
-    _, _, loose = learn(spent.params, replace(STUDENT, literal=literal, penalty=(1e-9, 1e-9)))
+    _, _, loose = learn(spent.params, replace(STUDENT, rules=kind, penalty=(1e-9, 1e-9)))
     assert loose[-1] > 0.5

@@ -83,7 +83,23 @@ def hooi(tensor: Tensor, ranks: tuple[int, int], sweeps: int = 3) -> tuple[Tenso
     return u1, u2
 
 
-def _roots(moment: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def ridged(moment: Tensor, ridge: float) -> Tensor:
+    """Symmetric (g, n, n) `moment` with `ridge` of its mean diagonal added, so that it can be inverted; all zeros become ones."""
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
+    added = torch.where(mean > 0, ridge * mean, torch.ones_like(mean))
+    return moment + added[:, None, None] * torch.eye(moment.shape[-1], dtype=moment.dtype)
+
+
+def reduced_rank(gram: Tensor, target: Tensor, rank: int, metric: Metric | None) -> tuple[Tensor, Tensor]:
+    """Reduced-rank regression (Izenman, J. Multivariate Anal. 5, 1975): inner (g, R, D) and outer (g, S/g, R), such that
+    outer @ inner is the matrix of rank R nearest to `target` (g, S/g, D) in the metric of the outputs and of the second moment
+    `gram` (g, D, D) of what it is applied to. `outer` is orthonormal in the metric of the outputs."""
+    weighed = target if metric is None else metric.output_root @ target
+    vectors = torch.linalg.eigh(weighed @ gram @ weighed.mT)[1][..., -rank:]
+    return vectors.mT @ weighed, vectors if metric is None else metric.output_inverse @ vectors
+
+
+def roots(moment: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Square root and inverse square root of symmetric (g, n, n) `moment`, after adding `ridge` of its mean eigenvalue."""
     moment = moment.double()
     size = moment.shape[-1]
@@ -109,8 +125,8 @@ class Metric:
     @staticmethod
     def of_moments(input_moment: Tensor, output_moment: Tensor, ridge: float = 1e-3) -> Metric:
         """From A and G; `ridge` (a share of the mean eigenvalue) keeps directions that the samples did not excite."""
-        output_root, output_inverse = _roots(output_moment, ridge)
-        input_root, input_inverse = _roots(input_moment, ridge)
+        output_root, output_inverse = roots(output_moment, ridge)
+        input_root, input_inverse = roots(input_moment, ridge)
         return Metric(output_root, output_inverse, input_root, input_inverse)
 
     def whiten(self, tensor: Tensor) -> Tensor:

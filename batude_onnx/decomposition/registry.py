@@ -27,6 +27,8 @@ class Method:
     `cost(site, ranks)`: parameters and MACs of the chain, biases left out.
     `project(weight, groups, ranks, metric)`: the nearest tensor of those ranks, same shape and dtype.
     `factor(weight, bias, geometry, ranks, metric)`: the chain that computes the projected layer.
+    `regress(weight, gram, bias, geometry, ranks, metric)`: the chain nearest to `weight` (float64) where inputs are known to
+    have the second moment `gram` (g, D, D), float64, of whole patches, D = C/g * kernel.
     `reconstruct(chain)`: the dense weight that a chain stands for, float64.
     """
 
@@ -37,6 +39,7 @@ class Method:
     cost: Callable[[Site, Ranks], Cost]
     project: Callable[[Tensor, int, Ranks, Metric | None], Tensor]
     factor: Callable[[Tensor, Tensor | None, Geometry, Ranks, Metric | None], FactorChain]
+    regress: Callable[[Tensor, Tensor, Tensor | None, Geometry, Ranks, Metric | None], FactorChain]
     reconstruct: Callable[[FactorChain], Tensor]
 
 

@@ -58,17 +58,30 @@ def project(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) ->
 
 def factor(weight: Tensor, bias: Tensor | None, geometry: Geometry, ranks: Ranks, metric: Metric | None) -> FactorChain:
     """Two layers whose product is `project(weight, ...)`, their Frobenius norms made equal."""
-    groups, dimensions = geometry.groups, weight.ndim - 2
-    b1, b2 = _factors(weight, groups, ranks, metric)
+    return _chain(*_factors(weight, geometry.groups, ranks, metric), weight, bias, geometry)
+
+
+def regress(
+    weight: Tensor, gram: Tensor, bias: Tensor | None, geometry: Geometry, ranks: Ranks, metric: Metric | None
+) -> FactorChain:
+    """Reduced-rank regression, which is exact."""
+    target = linalg.stack(weight, geometry.groups)[..., 0]
+    inner, outer = linalg.reduced_rank(gram, target, ranks[0], metric)
+    return _chain(outer, inner, weight.float(), bias, geometry)
+
+
+def _chain(b1: Tensor, b2: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> FactorChain:
+    """The two layers; `weight` tells their shapes and type."""
+    groups, dimensions, rank = geometry.groups, weight.ndim - 2, b2.shape[1]
     n1, n2 = float(b1.norm()), float(b2.norm())
     scale = sqrt(n1 / n2) if n1 and n2 else 1.0
     one = (1,) * dimensions
     parts = (
-        ((b2 * scale).reshape(groups * ranks[0], weight.shape[1], *one), None, geometry),
-        ((b1 / scale).reshape(weight.shape[0], ranks[0], *one), bias, Geometry.pointwise(dimensions, groups)),
+        ((b2 * scale).reshape(groups * rank, weight.shape[1], *one), None, geometry),
+        ((b1 / scale).reshape(weight.shape[0], rank, *one), bias, Geometry.pointwise(dimensions, groups)),
     )
     layers = (LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts)
-    return FactorChain(NAME, tuple(layers))
+    return FactorChain(NAME, tuple(layers), (rank,))
 
 
 def reconstruct(chain: FactorChain) -> Tensor:
@@ -79,4 +92,4 @@ def reconstruct(chain: FactorChain) -> Tensor:
     return dense.reshape(last.shape[0], *first.shape[1:])
 
 
-METHOD = register(Method(NAME, (0,), applies, max_ranks, cost, project, factor, reconstruct))
+METHOD = register(Method(NAME, (0,), applies, max_ranks, cost, project, factor, regress, reconstruct))

@@ -20,6 +20,8 @@ from batude_onnx.decomposition.registry import Method, Ranks, register
 from batude_onnx.records import Cost, FactorChain, Geometry, LayerSpec, Site
 
 NAME = "tucker2"
+# Of the alternating least squares, and of the conjugate gradients within each.
+SWEEPS, ITERATIONS = 3, 12
 
 
 def applies(shape: tuple[int, ...], groups: int) -> str | None:
@@ -65,21 +67,83 @@ def project(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) ->
 
 def factor(weight: Tensor, bias: Tensor | None, geometry: Geometry, ranks: Ranks, metric: Metric | None) -> FactorChain:
     """Three layers whose product is `project(weight, ...)`, their Frobenius norms made equal."""
+    return _chain(*_factors(weight, geometry.groups, ranks, metric), weight, bias, geometry)
+
+
+def regress(
+    weight: Tensor, gram: Tensor, bias: Tensor | None, geometry: Geometry, ranks: Ranks, metric: Metric | None
+) -> FactorChain:
+    """Alternating least squares for || G^1/2 (W - B1 Core B2) gram^1/2 ||, from the factors that see each pixel alone.
+
+    B1 and the core together are a reduced-rank regression for a given B2, and exact; B2 for a given core is one of ordinary
+    least squares, solved by conjugate gradients. Neither step can raise the error.
+    """
+    target = linalg.stack(weight, geometry.groups)
+    g, _, c, k = target.shape
+    blocks = gram.reshape(g, c, k, c, k)
+    pixel = blocks.diagonal(dim1=2, dim2=4).mean(-1)  # (g, C/g, C/g): the second moment of one pixel's channels
+    root, inverse = linalg.roots(pixel, 1e-6)
+    white = linalg.multiply(target if metric is None else linalg.multiply(target, metric.output_root, 0), root, 1)
+    b2 = linalg.hooi(white, (ranks[0], ranks[1]))[1].mT @ inverse
+    for sweep in range(SWEEPS + 1):
+        half = torch.einsum("grc,gckdl->grkdl", b2, blocks)
+        seen = torch.einsum("grkdl,gqd->grkql", half, b2).reshape(g, ranks[1] * k, ranks[1] * k)
+        seen = linalg.ridged(seen, 1e-9)
+        wanted = torch.einsum("grkdl,gsdl->grks", half, target).reshape(g, ranks[1] * k, -1)
+        inner, b1 = linalg.reduced_rank(seen, torch.linalg.solve(seen, wanted).mT, ranks[0], metric)
+        core = inner.reshape(g, ranks[0], ranks[1], k)
+        if sweep < SWEEPS:
+            outer = b1 if metric is None else metric.output_root @ metric.output_root @ b1
+            b2 = _input_factor(b2, core, torch.einsum("gsr,gsck->grck", outer, target), gram, pixel)
+    return _chain(b1, core, b2, weight.float(), bias, geometry)
+
+
+def _input_factor(b2: Tensor, core: Tensor, target: Tensor, gram: Tensor, pixel: Tensor) -> Tensor:
+    """B2 (g, R2, C/g) that brings Core B2 nearest to `target` (g, R1, C/g, k) in the metric `gram`, starting from `b2`.
+
+    Conjugate gradients, preconditioned by what the normal equations would be if neighbouring pixels were independent.
+    """
+
+    def descent(difference: Tensor) -> Tensor:
+        seen = (difference.reshape(*difference.shape[:2], -1) @ gram).reshape(difference.shape)
+        return torch.einsum("grqk,grck->gqc", core, seen)
+
+    def applied(factor: Tensor) -> Tensor:
+        return torch.einsum("grqk,gqc->grck", core, factor)
+
+    left = torch.linalg.inv(linalg.ridged(torch.einsum("grqk,grpk->gqp", core, core), 1e-6))
+    right = torch.linalg.inv(linalg.ridged(pixel, 1e-6))
+    residual = descent(target - applied(b2))
+    step = near = left @ residual @ right
+    power = (residual * near).sum()
+    for _ in range(ITERATIONS):
+        if not power > 0:
+            break
+        moved = descent(applied(step))
+        length = power / (step * moved).sum()
+        b2, residual = b2 + length * step, residual - length * moved
+        near = left @ residual @ right
+        before, power = power, (residual * near).sum()
+        step = near + power / before * step
+    return b2
+
+
+def _chain(b1: Tensor, core: Tensor, b2: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> FactorChain:
+    """The three layers; `weight` tells their shapes and type."""
     groups, dimensions = geometry.groups, weight.ndim - 2
-    b1, core, b2 = _factors(weight, groups, ranks, metric)
     norms = [float(part.norm()) for part in (b2, core, b1)]
     common = prod(norms) ** (1 / 3)
     scales = [common / norm if norm else 1.0 for norm in norms]
     one = (1,) * dimensions
     pointwise = Geometry.pointwise(dimensions, groups)
-    r1, r2 = ranks
+    r1, r2 = core.shape[1:3]
     parts = (
         ((b2 * scales[0]).reshape(groups * r2, weight.shape[1], *one), None, pointwise),
         ((core * scales[1]).reshape(groups * r1, r2, *weight.shape[2:]), None, geometry),
         ((b1 * scales[2]).reshape(weight.shape[0], r1, *one), bias, pointwise),
     )
     layers = (LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts)
-    return FactorChain(NAME, tuple(layers))
+    return FactorChain(NAME, tuple(layers), (r1, r2))
 
 
 def reconstruct(chain: FactorChain) -> Tensor:
@@ -91,4 +155,4 @@ def reconstruct(chain: FactorChain) -> Tensor:
     return dense.reshape(last.shape[0], first.shape[1], *middle.shape[2:])
 
 
-METHOD = register(Method(NAME, (0, 1), applies, max_ranks, cost, project, factor, reconstruct))
+METHOD = register(Method(NAME, (0, 1), applies, max_ranks, cost, project, factor, regress, reconstruct))

@@ -18,8 +18,10 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
 
     A site that cannot be changed carries the reason; the others have neither method nor reason yet.
     """
-    sites = []
+    sites: list[Site] = []
     for node in model.graph:
+        if node.op_type == "Add" and sites and _only_reader(node, sites[-1]):
+            sites[-1] = replace(sites[-1], joined=str(node.outputs[0].name))
         kind = kind_of(node)
         if kind is None:
             continue
@@ -50,6 +52,12 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
             )
         )
     return tuple(sites)
+
+
+def _only_reader(node: ir.Node, site: Site) -> bool:
+    """Whether nothing but `node` reads the output of `site`."""
+    value = next((value for value in node.inputs if value is not None and value.name == site.key), None)
+    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def nodes_by_key(model: ir.Model) -> dict[str, ir.Node]:

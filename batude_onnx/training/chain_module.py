@@ -73,4 +73,4 @@ class ChainModule(nn.Module):
                     bias=None if bias is None else bias.detach().cpu().numpy().copy(),
                 )
             )
-        return FactorChain(self.chain.method, tuple(layers))
+        return replace(self.chain, layers=tuple(layers))

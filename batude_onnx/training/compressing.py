@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,28 +11,16 @@ from torch import Tensor, nn
 from batude_onnx.decomposition import Metric, method_of
 from batude_onnx.errors import TrainingError
 from batude_onnx.importer import GraphNet
-from batude_onnx.records import Budget, Cost, FactorChain, FloatArray, RankPlan, Site, TrainResult
+from batude_onnx.records import FactorChain, FloatArray, RankPlan, Site, TrainResult
 from batude_onnx.training import bcadl
 from batude_onnx.training.batches import Batches
 from batude_onnx.training.chain_module import ChainModule
 from batude_onnx.training.loop import Hooks, Report, train
 from batude_onnx.training.normalisation import RestoredBatchNorm, fold
 from batude_onnx.training.recipe import Recipe
-from batude_onnx.training.rules import MeasuredRules, PaperRules
+from batude_onnx.training.statistics import canonical
 
 History = tuple[Mapping[str, float | int | str], ...]
-
-
-def canonical(site: Site, stored: Tensor) -> Tensor:
-    """A stored weight (or its gradient) as (S, C/g, *kernel), and back."""
-    return stored.T if site.transposed else stored
-
-
-def rules_of(recipe: Recipe, sites: Sequence[Site], budget: Budget, whole: Cost, metrics: Mapping[str, Metric]) -> bcadl.Rules:
-    """The recipe's way of choosing ranks and projecting."""
-    if recipe.literal:
-        return PaperRules(sites, budget, whole)
-    return MeasuredRules(sites, budget, whole, metrics)
 
 
 def current_weights(net: GraphNet, sites: Sequence[Site]) -> dict[str, Tensor]:
@@ -148,4 +137,4 @@ def _folded(chain: FactorChain, norm: RestoredBatchNorm) -> FactorChain:
     *first, last = chain.layers
     bias = None if last.bias is None else torch.from_numpy(last.bias).to(norm.gamma.device)
     weight, moved = fold(torch.from_numpy(last.weight).to(norm.gamma.device), bias, norm)
-    return FactorChain(chain.method, (*first, type(last)(_array(weight), _array(moved), last.geometry)))
+    return replace(chain, layers=(*first, replace(last, weight=_array(weight), bias=_array(moved))))

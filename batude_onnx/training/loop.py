@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from batude_onnx.errors import TrainingError
 from batude_onnx.importer import GraphNet
 from batude_onnx.training.batches import Batches
+from batude_onnx.training.precision import autocast
 from batude_onnx.training.recipe import Phase, Recipe
 from batude_onnx.training.statistics import is_classifier
 
@@ -73,6 +74,11 @@ def channels_last(net: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
+def _float(outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Losses are computed in float32."""
+    return tuple(output.float() if output.is_floating_point() else output for output in outputs)
+
+
 def _hits(outputs: Sequence[Tensor], teacher: Sequence[Tensor] | None, labels: Tensor | None) -> int | None:
     if not is_classifier(outputs):
         return None
@@ -116,10 +122,11 @@ def train(
                 group["lr"] = phase.rate(step / steps, step / len(batches))
             hooks.before(step, steps)
             target = None
-            if with_teacher:
-                with torch.no_grad():
-                    target = teacher(x)
-            outputs = net(x)
+            with autocast(x.device.type):
+                if with_teacher:
+                    with torch.no_grad():
+                        target = _float(teacher(x))
+                outputs = _float(net(x))
             loss = recipe.objective(outputs, target, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -31,13 +31,14 @@ class Objective:
         """Mean over the batch; a scalar."""
         if labels is None:
             assert teacher is not None
-            return self._towards(student, teacher)
+            return self.distance(student, teacher)
         loss = F.cross_entropy(logits_of(student[0]), labels)
         if teacher is None:
             return loss
-        return (1 - self.distill) * loss + self.distill * self._towards(student, teacher)
+        return (1 - self.distill) * loss + self.distill * self.distance(student, teacher)
 
-    def _towards(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def distance(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """How far outputs are from the teacher's; mean over the batch, a scalar."""
         if is_classifier(student):
             t = self.temperature
             target = (logits_of(teacher[0]) / t).log_softmax(1)

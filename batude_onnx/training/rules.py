@@ -1,18 +1,32 @@
-"""How ranks are chosen and what "nearest" means: the paper's way, and the one that the default recipe uses."""
+"""How ranks are chosen and what "nearest" means: the paper's way, and the one that the default recipe uses.
+
+All kinds of rules are made from the same things, so that a recipe only names its kind.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from batude_onnx.budget import solve_frontier, solve_greedy
 from batude_onnx.decomposition import Metric, linalg, method_of
-from batude_onnx.records import Budget, Cost, RankPlan, Site
+from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
 from batude_onnx.training.bcadl import Copies
+from batude_onnx.training.sensitivity import Curve
 
 
 def _site(sites: Sequence[Site], key: str) -> Site:
     return next(site for site in sites if site.key == key)
+
+
+def share_lost(site: Site, weight: Tensor, metric: Metric | None) -> FloatArray:
+    """Which share of a layer's squared norm, in the metric, is lost at each combination of its ranks: [r1 - 1, r2 - 1, ...]."""
+    white = linalg.whiten(linalg.stack(weight.detach().cpu(), site.geometry.groups), metric)
+    scale = float(white.square().sum()) or 1.0
+    lost: FloatArray = (linalg.joint_losses(white, method_of(site).modes) / scale).numpy()
+    return lost
 
 
 @dataclass(frozen=True)
@@ -22,6 +36,8 @@ class PaperRules:
     sites: Sequence[Site]
     budget: Budget
     whole: Cost
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
     def copies(self, key: str) -> int:
         return len(method_of(_site(self.sites, key)).modes)
@@ -50,24 +66,22 @@ class MeasuredRules:
     """One copy, projected on all modes at once in the metric of the layer's own inputs and output gradients; ranks by what they
     save of the loss for what they cost.
 
-    Without metrics the plain norm is used, relative to each layer's own: BatchNorm makes the layers' scales arbitrary.
+    Without metrics the plain norm is used. What a layer loses is a share of its own norm, since BatchNorm makes the layers'
+    scales arbitrary; with `curves`, the damage to the outputs that was measured for that share.
     """
 
     sites: Sequence[Site]
     budget: Budget
     whole: Cost
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
     def copies(self, key: str) -> int:
         return 1
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
-        losses = {}
-        for site in self.sites:
-            stack = linalg.stack(v[site.key][0].detach().cpu(), site.geometry.groups)
-            white = linalg.whiten(stack, self.metrics.get(site.key))
-            scale = float(white.square().sum()) or 1.0
-            losses[site.key] = (linalg.joint_losses(white, method_of(site).modes) / scale).numpy()
+        losses = {site.key: share_lost(site, v[site.key][0], self.metrics.get(site.key)) for site in self.sites}
+        losses = {key: self.curves[key](lost) if key in self.curves else lost for key, lost in losses.items()}
         return solve_frontier(self.sites, losses, self.budget, self.whole)
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:

@@ -40,6 +40,11 @@ def logits_of(scores: Tensor) -> Tensor:
     return scores
 
 
+def canonical(site: Site, stored: Tensor) -> Tensor:
+    """A stored weight (or its gradient) as (S, C/g, *kernel), and back."""
+    return stored.T if site.transposed else stored
+
+
 def channels_last_axis(x: Tensor, site: Site) -> Tensor:
     """A layer's input or output as (rows, channels)."""
     moved = x.movedim(1, -1) if len(site.shape) > 2 else x

@@ -1,0 +1,105 @@
+"""What truncating each layer does to the network's outputs, measured.
+
+The energy that a truncation loses in the metric of a layer's inputs and output gradients ranks the truncations of one layer well;
+across layers it is off by a factor of a hundred, since both moments are means over positions, taken to be independent, and
+linear in what follows. So each layer is truncated alone, at a few ranks along its frontier, its factors fitted in closed form,
+and the distance of the outputs from the original's is taken: that makes a curve from energy lost to damage done, by which all
+layers are then compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batude_onnx.budget import frontier
+from batude_onnx.decomposition import Metric, method
+from batude_onnx.importer import GraphNet
+from batude_onnx.records import FactorChain, FloatArray, Site
+from batude_onnx.training.features import collect
+from batude_onnx.training.losses import Objective
+from batude_onnx.training.refit import Regression
+from batude_onnx.training.statistics import canonical
+
+# Shares of a layer's energy at which it is truncated.
+LOST = tuple(np.geomspace(0.002, 0.5, 6).tolist())
+# Damage below this is rounding.
+LEAST = 1e-9
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Damage to the outputs against the share of a layer's energy lost, both rising; between points a power law."""
+
+    lost: tuple[float, ...]
+    damage: tuple[float, ...]
+
+    def __call__(self, lost: FloatArray) -> FloatArray:
+        """Damage for each entry of `lost`; outside of what was measured it is proportional."""
+        x, y = np.log(self.lost), np.log(self.damage)
+        at = np.log(np.maximum(lost, 1e-15))
+        within = np.interp(at, x, y) + np.minimum(at - x[0], 0.0) + np.maximum(at - x[-1], 0.0)
+        return np.where(lost > 0, np.exp(within), 0.0)
+
+
+def measure(
+    net: GraphNet,
+    sites: Sequence[Site],
+    losses: Mapping[str, FloatArray],
+    metric: str,
+    inputs: Sequence[Tensor],
+    metrics: Mapping[str, Metric],
+    objective: Objective,
+    report: Callable[[int, int], None],
+) -> dict[str, Curve]:
+    """A curve for each site, from `losses` (the share of its energy lost, by ranks); `metric` is the budget's.
+
+    `net` is left as it was. `report(done, all)` is called after each site.
+    """
+    net.eval()
+    curves = {}
+    with torch.no_grad():
+        wanted = [net(x) for x in inputs]
+        for number, site in enumerate(sites, 1):
+            front = frontier(site, losses[site.key], metric)
+            corners = front.hull[front.losses[front.hull] > LEAST]
+            if len(corners):
+                nearest = [np.abs(np.log(front.losses[corners] / share)).argmin() for share in LOST]
+                chosen = [int(index) for index in corners[sorted(set(nearest), reverse=True)]]
+                own = canonical(site, net.weight(site.weight))
+                regression = Regression(site, collect(net, net, site, inputs), own, metrics.get(site.key))
+                damage = []
+                for index in chosen:
+                    ranks = front.choice(index)
+                    assert ranks is not None
+                    damage.append(_damage(net, site, regression.chain(ranks), inputs, wanted, objective))
+                rising = np.maximum.accumulate(np.maximum(damage, LEAST))
+                curves[site.key] = Curve(tuple(front.losses[chosen].tolist()), tuple(rising.tolist()))
+            report(number, len(sites))
+    return curves
+
+
+def _damage(
+    net: GraphNet,
+    site: Site,
+    chain: FactorChain,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[tuple[Tensor, ...]],
+    objective: Objective,
+) -> float:
+    """Mean distance of the outputs from `wanted` with the weight that `chain` stands for in the layer's place."""
+    held = {site.weight: canonical(site, method(chain.method).reconstruct(chain))}
+    bias = chain.layers[-1].bias
+    if site.bias is not None and bias is not None:
+        held[site.bias] = torch.from_numpy(bias)
+    kept = {name: net.weight(name).clone() for name in held}
+    for name, value in held.items():
+        net.weight(name).copy_(value)
+    total = sum(float(objective.distance(net(x), y)) * len(x) for x, y in zip(inputs, wanted, strict=True))
+    for name, value in kept.items():
+        net.weight(name).copy_(value)
+    return total / sum(len(x) for x in inputs)
