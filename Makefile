@@ -7,6 +7,8 @@ MODEL ?= models/resnet20-cifar10.onnx
 DATA ?= data/cifar10.npz
 BUDGET ?= 2.5x
 EPOCHS ?=
+ONLY ?=
+DEVICE ?= cpu
 
 runtime := $(if $(filter-out 0,$(GPU)),gpu,cpu)
 bin := .venv/bin
@@ -18,12 +20,12 @@ space := $(subst ,, )
 plain = $(subst :,-,$(subst /,-,$(subst =,-,$(subst %,pct,$(subst $(space),-,$(strip $(1)))))))
 compressed = build/$(notdir $(basename $(MODEL)))-$(call plain,$(BUDGET))$(if $(EPOCHS),-$(EPOCHS)epochs).onnx
 
-.PHONY: help venv data baseline compress test check clean
+.PHONY: help venv data baseline compress tables tables-render test check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@echo "usage: make TARGET [PYTHON=python3] [GPU=1] [BUDGET=2.5x] [EPOCHS=n] [MODEL=file.onnx] [DATA=file.npz]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(ready) ## .venv with everything pinned in constraints.txt; GPU=1 takes onnxruntime-gpu
 
@@ -32,6 +34,13 @@ data: data/cifar10.npz ## CIFAR-10 as one checked .npz file
 baseline: models/resnet20-cifar10.onnx ## train ResNet-20 and export it, unless the file is there
 
 compress: $(compressed) ## compress MODEL to BUDGET with DATA, into build/
+
+tables: $(ready) data/cifar10.npz data/cifar10-dev.npz ## run every row of docs/RESULTS.md that has no result yet (hours); ONLY=text DEVICE=cuda
+	@$(bin)/python -m tools.paper_tables run --only '$(ONLY)' --device $(DEVICE)
+	@$(MAKE) --no-print-directory tables-render
+
+tables-render: $(ready) ## docs/RESULTS.md from results/*.json
+	@$(bin)/python -m tools.paper_tables render
 
 test: $(ready) ## the tests
 	@$(bin)/python -m pytest
@@ -62,6 +71,9 @@ $(ready): pyproject.toml constraints.txt
 # Order-only on .venv: a new version of a tool does not make finished work stale.
 data/cifar10.npz: | $(ready)
 	@$(bin)/python -m tools.fetch_data cifar10 --output $@
+
+data/cifar10-dev.npz: | $(ready) data/cifar10.npz
+	@$(bin)/python -m tools.hold_out data/cifar10.npz $@
 
 models/resnet20-cifar10.onnx: | $(ready) data/cifar10.npz
 	@mkdir -p runs

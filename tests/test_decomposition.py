@@ -14,7 +14,7 @@ from torch import Tensor
 
 from batude_onnx.decomposition import Method, Metric, assign, dense_cost, linalg, method, method_of, methods, register
 from batude_onnx.layers import count, infer_shapes
-from batude_onnx.records import Geometry
+from batude_onnx.records import FactorChain, Geometry
 from tests.small_models import conv_model, floats, linear_model, output, rewritten, site, sites_of
 
 # (shape, groups)
@@ -320,3 +320,38 @@ def test_a_reason_given_before_stays() -> None:
 def test_a_method_is_registered_once() -> None:
     with pytest.raises(ValueError, match="'tucker2' is registered twice"):
         register(method("tucker2"))
+
+
+def mixed_gram(groups: int, size: int) -> Tensor:
+    """A second moment of patches whose neighbouring entries go together, and of which few directions carry nearly everything."""
+    rows = torch.from_numpy(floats(groups, 4 * size, size)).double() * torch.logspace(0, -2, size).double()
+    rows = rows + rows.roll(1, -1)
+    return rows.mT @ rows / rows.shape[1]
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3, 3), (9, 7, 3), (10, 8), (9, 8, 1, 1), (6, 5, 2, 2, 2)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_regression_is_exact_at_full_rank_and_better_than_the_plain_factors_below(shape: tuple[int, ...], groups: int) -> None:
+    """In the metric that it is given, where the plain factors know of no patches at all."""
+    if groups > 1 and len(shape) == 2:
+        return
+    shape = (shape[0] * groups, *shape[1:])
+    found = site("y", shape, groups=groups)
+    by, size = method_of(found), int(np.prod(shape[1:]))
+    weight, gram = torch.from_numpy(floats(*shape)), mixed_gram(groups, size)
+
+    def lost(chain: FactorChain) -> float:
+        away = (by.reconstruct(chain) - weight.double()).reshape(groups, -1, size)
+        return float(torch.einsum("gsd,gde,gse->", away, gram, away))
+
+    scale = float(torch.einsum("gsd,gde,gse->", *(part := weight.double().reshape(groups, -1, size), gram, part)))
+    full = by.max_ranks(shape, groups)
+    exact = by.regress(weight.double(), gram, None, found.geometry, full, None)
+    assert exact.ranks == full
+    assert lost(exact) < 1e-6 * scale
+    ranks = tuple(max(1, rank // 2) for rank in full)
+    chain = by.regress(weight.double(), gram, None, found.geometry, ranks, None)
+    plain = by.factor(weight, None, found.geometry, ranks, None)
+    assert chain.weights == plain.weights
+    assert chain.ranks == ranks
+    assert 1e-4 * scale < lost(chain) < 0.8 * lost(plain)

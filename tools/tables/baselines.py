@@ -1,0 +1,104 @@
+"""What the default recipe is held against. Importing this registers the recipes under their names in the tables.
+
+All of them fine-tune as the default recipe does (learning rate chosen for each kind of start on held-out images), so that
+nothing but the way to the ranks and the factors differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from batude_onnx.budget.problem import fixed_cost, plan_of, price, require_feasible
+from batude_onnx.decomposition import Metric, linalg, method_of
+from batude_onnx.records import Budget, Cost, RankPlan, Site
+from batude_onnx.training.bcadl import Copies
+from batude_onnx.training.recipe import RECIPES, Phase, register
+from batude_onnx.training.rules import MeasuredRules
+from batude_onnx.training.sensitivity import Curve
+from tools.tables.vbmf import evbmf_rank
+
+Ranks = tuple[int, ...]
+
+
+def scaled(sites: Sequence[Site], wanted: Mapping[str, Ranks], budget: Budget, whole: Cost) -> RankPlan:
+    """All `wanted` ranks times the largest common factor that the budget allows; a layer that would not shrink stays whole."""
+    fixed = fixed_cost(whole, sites)
+    require_feasible(sites, budget, fixed)
+
+    def plan(factor: float) -> RankPlan:
+        choices: dict[str, Ranks | None] = {}
+        for site in sites:
+            most = method_of(site).max_ranks(site.shape, site.geometry.groups)
+            ranks = tuple(min(bound, max(1, int(factor * rank))) for rank, bound in zip(wanted[site.key], most, strict=True))
+            worth = price(site, ranks, budget.metric) < price(site, None, budget.metric)
+            choices[site.key] = ranks if worth else None
+        return plan_of(sites, choices, fixed)
+
+    low, high = 0.0, float(max(max(site.shape[:2]) for site in sites))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if plan(middle).cost.of(budget.metric) <= budget.limit else (low, middle)
+    return plan(low)
+
+
+@dataclass(frozen=True)
+class PlainRules:
+    """One copy, projected in the plain norm."""
+
+    sites: Sequence[Site]
+    budget: Budget
+    whole: Cost
+    metrics: Mapping[str, Metric]
+    curves: Mapping[str, Curve]
+
+    def copies(self, key: str) -> int:
+        return 1
+
+    def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
+        raise NotImplementedError
+
+    def nearest(self, key: str, v: Copies, ranks: Ranks) -> Copies:
+        site = next(site for site in self.sites if site.key == key)
+        return (method_of(site).project(v[0].detach().cpu(), site.geometry.groups, ranks, None).to(v[0]),)
+
+
+class UniformRules(PlainRules):
+    """The same fraction of the full ranks in every layer."""
+
+    def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
+        most = {site.key: method_of(site).max_ranks(site.shape, site.geometry.groups) for site in self.sites}
+        return scaled(self.sites, most, self.budget, self.whole)
+
+
+class VbmfRules(PlainRules):
+    """Ranks by variational Bayes, which knows no budget, scaled to it."""
+
+    def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
+        wanted = {}
+        for site in self.sites:
+            stack = linalg.stack(v[site.key][0].detach().cpu(), site.geometry.groups)
+            ranks = []
+            for mode in method_of(site).modes:
+                sides = linalg.unfold(stack, mode).shape[1:]
+                values = linalg.leading(stack, mode)[1][:, : min(sides)]
+                ranks.append(max(1, *(evbmf_rank(one.numpy(), *sides) for one in values)))
+            wanted[site.key] = tuple(ranks)
+        return scaled(self.sites, wanted, self.budget, self.whole)
+
+
+class SolvedRules(PlainRules):
+    """The default's ranks, with the plain projection."""
+
+    def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
+        return MeasuredRules(self.sites, self.budget, self.whole, self.metrics, self.curves).ranks(v)
+
+
+DEFAULT = RECIPES["default"]
+# Plain factors start far from the original network, and want larger steps than re-fitted ones.
+FAR = Phase(lr=0.05, warmup=0.1)
+PLAIN = replace(DEFAULT, measures=False, share=0.0, refit=False, finetune=FAR)
+register(replace(PLAIN, name="std-tucker", rules=UniformRules))
+register(replace(PLAIN, name="vbmf", rules=VbmfRules))
+register(replace(DEFAULT, name="admm-tucker", rules=SolvedRules, share=0.5, freeze=0.0, refit=False, finetune=FAR))
+register(replace(DEFAULT, name="solve-then-finetune", share=0.0))

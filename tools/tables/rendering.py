@@ -1,0 +1,140 @@
+"""docs/RESULTS.md from the JSON files under results/, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tools.tables.rows import LONG, METHODS, MODELS, PAPER, ROWS, SHORT, Row, Target
+from tools.tables.variants import BUDGET, GROUPS, MODEL, Group
+
+Record = dict[str, Any]
+Results = dict[str, Record]
+
+HEAD = """# Results
+
+Rendered from `results/*.json` by `make tables-render`; no figure is typed by hand. Every row starts from the same ONNX file, is
+compressed, proved and scored in onnxruntime on the whole test set, once. Parameters and MACs are counted in the written file.
+Hyper-parameters were chosen on 5,000 training images held out (`tools/hold_out.py`), on another network that was trained without
+them. *change* is against each one's own baseline, the paper's against the paper's. A row that has not been run is marked so.
+"""
+
+
+def load(folder: Path) -> Results:
+    """Every result by its row's name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def change(record: Record) -> float:
+    """Points of top-1 gained or lost."""
+    return round(float(record["after"]["top1"] - record["before"]["top1"]), 2)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and the standard deviation where there are several."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def _paper(results: Results, targets: Iterable[Target]) -> str:
+    rows = []
+    for target in targets:
+        row = Row(target.model, target.budget, "default", LONG, 0)
+        record = results.get(row.name)
+        ours = ["not run", "", "", ""]
+        if record is not None:
+            before, after = record["before"], record["after"]
+            ours = [
+                f"{before['top1']:.2f} → {after['top1']:.2f}", f"**{change(record):+.2f}**",
+                f"{before['params'] / after['params']:.2f}x / {before['macs'] / after['macs']:.2f}x", f"{record['seconds']:.0f}",
+            ]  # fmt: skip
+        paper = [f"{target.baseline:.2f} → {target.compressed:.2f}", f"{target.change:+.2f}"]
+        rows.append([MODELS[target.model].title, target.budget, *paper, *ours])
+    head = ["model", "params budget", "paper", "change", f"ours, {LONG:g} epochs", "change", "params / MACs", "s"]
+    return table(head, rows)
+
+
+def _short(results: Results, model: str, budget: str, methods: Sequence[str]) -> str:
+    rows = []
+    for method in methods:
+        wanted = [row for row in ROWS if (row.model, row.budget, row.method, row.epochs) == (model, budget, method, SHORT)]
+        found = [results[row.name] for row in wanted if row.name in results]
+        if not found:
+            rows.append([method, "not run", "", "", "", "", ""])
+            continue
+        one = found[0]
+        rows.append([
+            method, spread([record["after"]["top1"] for record in found]), spread([change(record) for record in found]),
+            f"{one['before']['params'] / one['after']['params']:.2f}x", f"{one['before']['macs'] / one['after']['macs']:.2f}x",
+            f"{mean(record['seconds'] for record in found):.0f}", ", ".join(str(record["row"]["seed"]) for record in found),
+        ])  # fmt: skip
+    return table(["method", "top-1 %", "change", "params", "MACs", "s", "seeds"], rows)
+
+
+def _untrained(results: Results) -> str:
+    rows = []
+    for row in ROWS:
+        if row.epochs:
+            continue
+        record = results.get(row.name)
+        filled = ["not run", "", "", ""]
+        if record is not None:
+            filled = [
+                f"{record['after']['top1']:.2f}", f"{change(record):+.2f}", str(record["training_samples"]),
+                f"{record['seconds']:.0f}",
+            ]  # fmt: skip
+        rows.append([row.budget, *filled])
+    return table(["params budget", "top-1 %", "change", "unlabelled images", "s"], rows)
+
+
+def _ablation(results: Results, group: Group) -> str:
+    rows = []
+    for name in group.names:
+        found = [results[row.name] for row in group.rows() if row.method == name and row.name in results]
+        filled = ["not run", "", "", ""]
+        if found:
+            filled = [
+                spread([record["after"]["top1"] for record in found]), spread([change(record) for record in found]),
+                f"{found[0]['before']['macs'] / found[0]['after']['macs']:.2f}x",
+                ", ".join(str(record["row"]["seed"]) for record in found),
+            ]  # fmt: skip
+        rows.append([name, *filled])
+    return f"### {group.title}, {group.epochs:g} epochs\n\n" + table(["variant", "top-1 %", "change", "MACs", "seeds"], rows)
+
+
+def _evidence(results: Results) -> str:
+    """Every row with what it ran on."""
+    rows = []
+    for name, record in results.items():
+        machine, versions = record["hardware"], record["versions"]
+        where = machine.get("gpu") or f"{machine['cores']} cores, {machine['cpu']}"
+        rows.append([name, str(record["test_images"]), where, f"torch {versions['torch']}, Python {versions['python']}"])
+    return table(["results/", "n", "hardware", "versions"], rows)
+
+
+def render(results: Results) -> str:
+    """The page."""
+    ten = [target for target in PAPER if MODELS[target.model].data == "cifar10"]
+    hundred = [target for target in PAPER if MODELS[target.model].data == "cifar100"]
+    model = MODELS["resnet20-c10"].title
+    return "\n".join([
+        HEAD,
+        "## The paper's Table 1: CIFAR-10\n", _paper(results, ten),
+        "## The paper's Table 2: CIFAR-100\n", _paper(results, hundred),
+        f"## Methods at equal epochs: {model}, 2.6x parameters, {SHORT:g} epochs\n",
+        _short(results, "resnet20-c10", "2.6x", METHODS),
+        f"## {model}, 6.8x parameters, {SHORT:g} epochs\n", _short(results, "resnet20-c10", "6.8x", ["default"]),
+        f"## Nothing trained: {model}\n", _untrained(results),
+        f"## Ablations: {MODELS[MODEL].title}, {BUDGET} parameters\n",
+        "The default recipe with one thing changed (`tools/tables/variants.py`), on the held-out images.\n",
+        *(_ablation(results, group) for group in GROUPS),
+        "## Evidence\n", _evidence(results),
+    ])  # fmt: skip

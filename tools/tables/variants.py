@@ -1,0 +1,129 @@
+"""The ablations: the default recipe with one thing changed. Importing this registers each variant as a recipe.
+
+They run on a network that was trained without the held-out images (`models/resnet20-cifar10-dev.onnx`) and are scored on those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from batude_onnx.decomposition import Metric
+from batude_onnx.records import RankPlan
+from batude_onnx.training.bcadl import Copies
+from batude_onnx.training.losses import Objective
+from batude_onnx.training.recipe import RECIPES, Recipe, register
+from batude_onnx.training.rules import MeasuredRules, PaperRules
+from tools.tables.rows import Row
+
+MODEL, BUDGET = "resnet20-dev", "2.6x"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variants that answer one question: `names` of recipes, each run for `epochs` with `seeds`."""
+
+    title: str
+    names: tuple[str, ...]
+    epochs: float
+    seeds: tuple[int, ...] = (0, 1)
+    limit: int | None = None
+
+    def rows(self) -> tuple[Row, ...]:
+        """In the order in which they are run: every variant once, then every one again."""
+        return tuple(Row(MODEL, BUDGET, name, self.epochs, seed, self.limit) for seed in self.seeds for name in self.names)
+
+
+class NormalisedRules(MeasuredRules):
+    """Ranks by the share of the plain norm that is lost."""
+
+    def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
+        return MeasuredRules(self.sites, self.budget, self.whole).ranks(v)
+
+
+class InputRules(MeasuredRules):
+    """Ranks by the share of energy lost after whitening by the inputs alone."""
+
+    def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
+        metrics = {key: _blind(metric) for key, metric in self.metrics.items()}
+        return MeasuredRules(self.sites, self.budget, self.whole, metrics).ranks(v)
+
+
+class WhitenedRules(MeasuredRules):
+    """Ranks by the share of energy lost after whitening on both sides; no damage is measured."""
+
+    def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
+        return MeasuredRules(self.sites, self.budget, self.whole, self.metrics).ranks(v)
+
+
+class PlainlyProjectedRules(MeasuredRules):
+    """The default's ranks; Z is nearest in the plain norm."""
+
+    def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
+        return MeasuredRules(self.sites, self.budget, self.whole).nearest(key, v, ranks)
+
+
+def _blind(metric: Metric) -> Metric:
+    identity = torch.eye(metric.output_root.shape[-1], dtype=metric.output_root.dtype).expand_as(metric.output_root)
+    return replace(metric, output_root=identity, output_inverse=identity)
+
+
+DEFAULT = RECIPES["default"]
+TUNED = replace(DEFAULT, share=0.0)
+
+
+def _variant(base: Recipe, name: str, **changed: Any) -> str:
+    register(replace(base, name=name, **changed))
+    return name
+
+
+def _rate(rate: float) -> str:
+    return _variant(TUNED, f"lr-{rate:g}", finetune=replace(DEFAULT.finetune, lr=rate))
+
+
+def _share(share: float, name: str = "share", **changed: Any) -> str:
+    return _variant(DEFAULT, f"{name}-{share:g}", share=share, **changed)
+
+
+SCORES = (
+    _variant(DEFAULT, "score-raw", rules=PaperRules, share=0.0),
+    _variant(DEFAULT, "score-normalised", rules=NormalisedRules, share=0.0),
+    _variant(DEFAULT, "score-inputs", rules=InputRules, share=0.0),
+    _variant(DEFAULT, "score-both-sides", rules=WhitenedRules, share=0.0),
+    _variant(DEFAULT, "score-measured", share=0.0),
+)
+NO_REFIT = _variant(TUNED, "no-refit", refit=False)
+NO_DECAY, MORE_DECAY = _variant(TUNED, "decay-0", weight_decay=0.0), _variant(TUNED, "decay-5e-4", weight_decay=5e-4)
+
+GROUPS = (
+    Group("Score of a rank, nothing trained, 600 images", SCORES, 0.0, limit=600),
+    Group("Re-fitting, nothing trained, 600 images", (NO_REFIT, "score-measured"), 0.0, limit=600),
+    Group("Part of the epochs that goes to BC-ADL", (_share(0.0), _share(0.2), _share(0.5)), 3.0),
+    Group("Score of a rank, after training", ("score-raw", "score-both-sides", "share-0"), 3.0),
+    Group("Peak learning rate of fine-tuning", (_rate(0.005), "share-0", _rate(0.02), _rate(0.04)), 3.0),
+    Group(
+        "Distillation: weight of the teacher and temperature",
+        (
+            _variant(TUNED, "labels-only", objective=Objective(distill=0.0)),
+            _variant(TUNED, "teacher-0.5", objective=Objective(distill=0.5)),
+            "share-0",
+            _variant(TUNED, "teacher-only", objective=Objective(distill=1.0)),
+            _variant(TUNED, "temperature-2", objective=Objective(temperature=2.0)),
+        ),
+        3.0,
+    ),
+    Group(
+        "BC-ADL: penalty, freezing, projection",
+        (
+            "share-0.2",
+            _share(0.2, "stiff", penalty=(1.0, 10.0)),
+            _share(0.2, "frozen", freeze=0.0),
+            _share(0.2, "plain-z", rules=PlainlyProjectedRules),
+        ),
+        3.0,
+    ),
+    Group("Weight decay", (NO_DECAY, "share-0", MORE_DECAY), 3.0),
+)  # fmt: skip
