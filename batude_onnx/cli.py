@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -49,10 +50,19 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406") from error
 
 
-def _finite(context: click.Context, option: click.Parameter, value: float) -> float:
-    if not isfinite(value):
+def _finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not isfinite(value):
         raise click.BadParameter(f"{value} is not a number of epochs")
     return value
+
+
+def _seconds(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh])", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise click.BadParameter(f"{text!r} is not a time such as 90s, 20m or 1.5h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _shapes(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -120,8 +130,12 @@ def main() -> None:
 @_data_options
 @click.option("--limit", type=click.IntRange(1), help="Use so many training samples only.")
 @click.option(
-    "--epochs", type=click.FloatRange(0), callback=_finite, default=DEFAULT_EPOCHS, show_default=True,
+    "--epochs", type=click.FloatRange(0), callback=_finite, show_default=f"{DEFAULT_EPOCHS:g}",
     help="Passes over the training data in all; 0 trains nothing.",
+)  # fmt: skip
+@click.option(
+    "--time", "seconds", callback=_seconds, metavar="DURATION",
+    help="In the place of --epochs: wall-clock time for the whole run, such as 90s, 20m, 1.5h.",
 )  # fmt: skip
 @click.option(
     "--recipe",
@@ -148,7 +162,8 @@ def compress(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     limit: int | None,
-    epochs: float,
+    epochs: float | None,
+    seconds: float | None,
     recipe: str,
     no_augment: bool,
     no_simplify: bool,
@@ -163,14 +178,17 @@ def compress(
     from batude_onnx.pipeline import compress as run
     from batude_onnx.report import ConsoleWatch, comparison_table, rank_table, to_json
 
-    _require_data(data, mean=mean, std=std, limit=limit, no_augment=no_augment)
+    _require_data(data, mean=mean, std=std, limit=limit, no_augment=no_augment, time=seconds)
+    if epochs is not None and seconds is not None:
+        raise click.UsageError("--epochs and --time both say how long to train: give one of them")
     settings = Settings(
         model=model,
         output=output or Path(f"{model.stem}-{budget.replace('%', 'pct').replace('/', '-')}.onnx"),
         budget=budget,
         metric=metric,
         data=None if data is None else Source(data, limit, mean, std, augment=not no_augment),
-        epochs=epochs,
+        epochs=DEFAULT_EPOCHS if epochs is None else epochs,
+        seconds=seconds,
         recipe=recipe,
         seed=seed,
         device=device,

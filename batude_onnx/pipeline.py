@@ -40,11 +40,14 @@ from batude_onnx.training.loop import train
 from batude_onnx.training.recipe import RECIPES, Recipe
 from batude_onnx.training.rules import share_lost
 from batude_onnx.training.sensitivity import Curve
+from batude_onnx.training.timetable import Timetable, seconds_per_epoch
 from batude_onnx.validation import compare, open_graph, open_session, require
 
 # Samples for BatchNorm statistics and re-fitting, and for the moments of the metric.
 CALIBRATION = 1024
 MOMENTS = 512
+# Rewriting, onnxsim, and the latency of the two models in turns.
+WRITING_SECONDS = 7.0
 # Samples on which each layer's truncation is measured: no more than this, and fewer where the network is large, so that it
 # stays a matter of minutes.
 SENSITIVITY, SENSITIVITY_LEAST, SENSITIVITY_MACS = 256, 16, 10**13
@@ -60,7 +63,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     case = open_case(settings, watch)
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
-    result, expected = (_without_data if case.dataset is None else _with_data)(case, watch)
+    result, expected = _without_data(case, watch) if case.dataset is None else _with_data(case, watch, began)
     finished = rewrite(
         case.model, result.chains, weights=result.weights, biases=result.biases, metadata=_metadata(case, result.plan)
     )
@@ -76,7 +79,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
         surgery=surgery,
         parity=parity,
         comparison=comparison,
-        facts=_facts(case, time.monotonic() - began),
+        facts=_facts(case, result, time.monotonic() - began),
         history=result.history,
     )
     _write_report(verdict, report_path(settings.output))
@@ -155,7 +158,7 @@ def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     return TrainResult(plan, chains, {}, {}), outputs_of(near, case.feeds)
 
 
-def _with_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
+def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
     """Measured ranks, BC-ADL, factors re-fitted and fine-tuned. What is expected: what the trained torch module gives."""
     settings, dataset, sites = case.settings, case.dataset, case.seen.compressible
     assert dataset is not None
@@ -178,27 +181,53 @@ def _with_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
         watch.say("every layer fits into the budget as it is: nothing is trained")
         return TrainResult(plan, {}, {}, {}), outputs_of(case.original, case.feeds)
     history: tuple[Mapping[str, float | int | str], ...] = ()
-    learning = recipe.share * settings.epochs
-    if settings.epochs:
+    timetable = None if settings.seconds is None else Timetable(began, settings.seconds, _proving_seconds(case))
+    epochs = settings.epochs if timetable is None else _epochs_in(timetable, net, teacher, batches, recipe, watch)
+    learning = recipe.share * epochs
+    if epochs:
         if batches.batch > 1:
             normalisation.restore(net, normalisation.restorable(case.seen.sites), calibration)
         if learning:
             plan, history = compressing.learn_ranks(
-                net, teacher, sites, batches, recipe, rules, metric=case.budget.metric, epochs=learning, report=watch.train
-            )
+                net, teacher, sites, batches, recipe, rules,
+                metric=case.budget.metric, epochs=learning, report=watch.train,
+                seconds=None if timetable is None else recipe.share * timetable.left(),
+            )  # fmt: skip
             metrics = statistics.collect_metrics(net, sites, moments, settings.seed) if recipe.measures else {}
     dense = copy.deepcopy(net)
     compressing.decompose(net, sites, plan, metrics)
     if recipe.refit:
         chosen = [site for site in sites if site.key in plan.chosen()]
         refit.refit(net, dense, chosen, calibration, metrics, lambda done, total: watch.count("re-fitting", done, total))
-    if settings.epochs:
+    if epochs:
         tuned = train(
-            net, teacher, batches, recipe, recipe.finetune,
-            name="fine-tuning", epochs=settings.epochs - learning, report=watch.train,
+            net, teacher, batches, recipe, recipe.finetune, name="fine-tuning", epochs=epochs - learning, report=watch.train,
+            seconds=None if timetable is None else max(timetable.left(), 1e-3),
         )  # fmt: skip
         history = (*history, *tuned)
     return compressing.harvest(net, case.seen.sites, plan, history), _torch_outputs(net, case)
+
+
+def _epochs_in(timetable: Timetable, net: GraphNet, teacher: GraphNet, batches: Batches, recipe: Recipe, watch: Watch) -> float:
+    """About how many epochs fit into the time that is left; 0 where not even a few mini-batches do."""
+    each = seconds_per_epoch(net, teacher, batches, recipe)
+    left = timetable.left()
+    if left * len(batches) < 10 * each:
+        watch.say(f"{timetable.seconds:.0f} s are spent on measuring and proving: nothing is trained (give more time)")
+        return 0.0
+    watch.say(f"{left:.0f} of {timetable.seconds:.0f} s are for training, which is about {left / each:.2g} epochs")
+    return left / each
+
+
+def _proving_seconds(case: Case) -> float:
+    """What comes after training: both models scored on the test data, and a few seconds for writing and the latency."""
+    dataset, spec = case.dataset, case.seen.specs[0]
+    assert dataset is not None
+    samples = len(dataset.x_train if dataset.x_test is None else dataset.x_test)
+    outputs_of(case.original, case.feeds)  # the first run also sets memory up
+    start = time.monotonic()
+    outputs_of(case.original, case.feeds)
+    return 2 * samples * (time.monotonic() - start) / len(case.feeds[spec.name]) + WRITING_SECONDS
 
 
 def _curves(
@@ -308,12 +337,12 @@ def _whole(seen: Survey, plan: RankPlan) -> dict[str, str]:
     return reasons
 
 
-def _facts(case: Case, seconds: float) -> dict[str, object]:
+def _facts(case: Case, result: TrainResult, seconds: float) -> dict[str, object]:
     settings = case.settings
     return {
         "seconds": round(seconds, 1),
         "recipe": settings.recipe if case.dataset is not None else "training-free",
-        "epochs": settings.epochs if case.dataset is not None else 0,
+        "epochs": round(sum({str(row["phase"]): float(row["epochs"]) for row in result.history}.values()), 2),
         "seed": settings.seed,
         "training_samples": 0 if case.dataset is None else len(case.dataset.x_train),
         "device": settings.device,

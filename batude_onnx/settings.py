@@ -31,7 +31,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Settings:
-    """One `compress` run. `inputs` gives whole shapes of inputs that have open sizes besides the batch."""
+    """One `compress` run. `inputs` gives whole shapes of inputs that have open sizes besides the batch.
+
+    `seconds`: the wall-clock time that the run may take; as much is trained as fits into it, in the place of `epochs`.
+    """
 
     model: Path
     output: Path
@@ -39,6 +42,7 @@ class Settings:
     metric: str = "params"
     data: Source | None = None
     epochs: float = DEFAULT_EPOCHS
+    seconds: float | None = None
     recipe: str = "default"
     seed: int = 0
     device: str = "cpu"

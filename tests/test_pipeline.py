@@ -191,6 +191,28 @@ def test_without_labels_agreement_is_what_counts(
     assert verdict.comparison.quality_other["top1_agreement"] > 50
 
 
+def test_a_run_takes_the_time_that_it_is_given(trained: Path, cifar_slice: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    settings = replace(settings_for(trained, tmp_path, "2x", cifar_slice), seconds=14.0)
+    verdict = compress(settings, listener)
+    check(verdict, settings)
+    assert set(listener.phases) == {"bc-adl", "fine-tuning"}
+    assert any("of 14 s are for training, which is about" in line for line in listener.said)
+    # What is reserved for the end is meant for real models, and this one is small.
+    assert 6 < float(str(verdict.facts["seconds"])) < 1.1 * 14
+    assert float(str(verdict.facts["epochs"])) > 0.5
+
+
+def test_too_little_time_trains_nothing_and_says_so(trained: Path, cifar_slice: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    settings = replace(settings_for(trained, tmp_path, "2x", cifar_slice), seconds=1.0)
+    verdict = compress(settings, listener)
+    check(verdict, settings)
+    assert listener.phases == []
+    assert any("nothing is trained" in line for line in listener.said)
+    assert verdict.facts["epochs"] == 0
+
+
 def test_a_limit_and_no_augmentation(trained: Path, cifar_slice: Path, tmp_path: Path) -> None:
     source = Source(cifar_slice, limit=100, augment=False, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     settings = settings_for(trained, tmp_path, "2x", source, epochs=0.5)

@@ -450,10 +450,10 @@ class _Pull(Hooks):
 
     def __init__(self, parameter: Tensor) -> None:
         assert isinstance(parameter, nn.Parameter)
-        self.parameter, self.steps = parameter, list[tuple[int, int]]()
+        self.parameter, self.steps = parameter, list[tuple[int, float]]()
 
-    def before(self, step: int, steps: int) -> None:
-        self.steps.append((step, steps))
+    def before(self, step: int, progress: float) -> None:
+        self.steps.append((step, progress))
 
     def gradients(self) -> list[tuple[nn.Parameter, Tensor]]:
         return [(self.parameter, torch.ones_like(self.parameter))]
@@ -463,6 +463,25 @@ class _Pull(Hooks):
 
     def gap(self) -> float:
         return 0.5
+
+
+def test_a_stretch_of_so_many_seconds_follows_the_clock() -> None:
+    """It ends when they have passed, whatever the epochs, and progress has then gone from 0 to nearly 1."""
+    x, y = labelled()
+    net = imported(network())
+    hooks = _Pull(net.weight("w1"))
+    steps: list[Progress] = []
+    rows = train(
+        net, imported(network()), Batches(x, y, batch=32), TUNE, Phase(1e-6),
+        name="n", epochs=1000.0, report=steps.append, hooks=hooks, seconds=1.0,
+    )  # fmt: skip
+    assert 1.0 <= steps[-1].seconds < 1.5
+    progress = [done for _, done in hooks.steps]
+    assert progress[0] == 0
+    assert progress == sorted(progress)
+    assert 0.5 < progress[-1] < 1
+    assert steps[-1].steps == steps[-1].step
+    assert rows[-1]["epochs"] == steps[-1].step / len(Batches(x, y, batch=32))
 
 
 @pytest.mark.parametrize("name", ["w", "u"])
@@ -480,7 +499,7 @@ def test_hooks_are_asked_in_each_step(name: str) -> None:
     train(net, imported(model), batches, recipe, rates, name="n", epochs=1.5, report=steps.append, hooks=hooks)
     for other, before in start.items():
         torch.testing.assert_close(net.weight(other).detach(), before - (0.3 if other == name else 0.0))
-    assert hooks.steps == [(0, 3), (1, 3), (2, 3)]
+    assert hooks.steps == [(0, 0.0), (1, 1 / 3), (2, 2 / 3)]
     assert (steps[-1].row()["cost"], steps[-1].row()["gap"]) == (123, 0.5)
 
 

@@ -28,6 +28,10 @@ def current_weights(net: GraphNet, sites: Sequence[Site]) -> dict[str, Tensor]:
     return {site.key: canonical(site, net.weight(site.weight).detach()) for site in sites}
 
 
+# Progress of BC-ADL after which Z is renewed at the latest.
+LONGEST = 0.05
+
+
 class _Learning(Hooks):
     """Algorithm 1 woven into the loop: Z and M every `solve_every` mini-batches, Eq. 19 in each."""
 
@@ -35,11 +39,14 @@ class _Learning(Hooks):
         self.net, self.sites, self.recipe, self.rules, self.metric = net, sites, recipe, rules, metric
         self.state = bcadl.init(current_weights(net, sites), rules)
         self.penalty = recipe.penalty_at(0.0)
+        self.solved = 0.0
 
-    def before(self, step: int, steps: int) -> None:
-        if step % self.recipe.solve_every:
+    def before(self, step: int, progress: float) -> None:
+        # In a short run so many mini-batches are a large part of it, and Z would hardly ever be renewed.
+        if step % self.recipe.solve_every and progress - self.solved < LONGEST:
             return
-        w, progress = current_weights(self.net, self.sites), step / steps
+        self.solved = progress
+        w = current_weights(self.net, self.sites)
         for key, weight in w.items():
             if not bool(weight.isfinite().all()):
                 raise TrainingError(f"the weights of {key} are no longer finite in step {step + 1} of BC-ADL: check the data")
@@ -80,10 +87,14 @@ def learn_ranks(
     metric: str,
     epochs: float,
     report: Report,
+    seconds: float | None = None,
 ) -> tuple[RankPlan, History]:
-    """BC-ADL: `net` is moved towards low rank in place; the ranks at the end of it come back."""
+    """BC-ADL: `net` is moved towards low rank in place, for `epochs` or for `seconds`; the ranks at the end of it come back."""
     learning = _Learning(net, sites, recipe, rules, metric)
-    history = train(net, teacher, batches, recipe, recipe.bcadl, name="bc-adl", epochs=epochs, report=report, hooks=learning)
+    history = train(
+        net, teacher, batches, recipe, recipe.bcadl,
+        name="bc-adl", epochs=epochs, report=report, hooks=learning, seconds=seconds,
+    )  # fmt: skip
     assert learning.state.plan is not None
     return learning.state.plan, tuple(history)
 

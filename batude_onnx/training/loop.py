@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from batude_onnx.errors import TrainingError
 from batude_onnx.importer import GraphNet
 from batude_onnx.training.batches import Batches
+from batude_onnx.training.losses import Objective
 from batude_onnx.training.precision import autocast
 from batude_onnx.training.recipe import Phase, Recipe
 from batude_onnx.training.statistics import is_classifier
@@ -44,8 +45,8 @@ Report = Callable[[Progress], None]
 class Hooks:
     """What BC-ADL adds to plain training; the base class adds nothing."""
 
-    def before(self, step: int, steps: int) -> None:
-        """Called before each mini-batch."""
+    def before(self, step: int, progress: float) -> None:
+        """Called before each mini-batch; `progress` of this stretch runs from 0 to 1."""
 
     def gradients(self) -> Iterable[tuple[nn.Parameter, Tensor]]:
         """Added to the gradients of the loss before each step of the optimizer."""
@@ -86,6 +87,19 @@ def _hits(outputs: Sequence[Tensor], teacher: Sequence[Tensor] | None, labels: T
     return None if target is None else int((outputs[0].argmax(1) == target).sum())
 
 
+def step_of(
+    net: GraphNet, teacher: GraphNet, objective: Objective, x: Tensor, labels: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+    """Loss, outputs, and the teacher's outputs where it is needed, of one mini-batch."""
+    target = None
+    with autocast(x.device.type):
+        if objective.needs_teacher(labels is not None):
+            with torch.no_grad():
+                target = _float(teacher(x))
+        outputs = _float(net(x))
+    return objective(outputs, target, labels), outputs, target
+
+
 def train(
     net: GraphNet,
     teacher: GraphNet,
@@ -97,37 +111,33 @@ def train(
     epochs: float,
     report: Report,
     hooks: Hooks | None = None,
+    seconds: float | None = None,
 ) -> list[Mapping[str, float | int | str]]:
-    """Train `net` for `epochs`; gives back one row of history for each epoch.
+    """Train `net` for `epochs`, or for `seconds` of wall-clock time where they are given; gives back one row of history for each
+    epoch.
 
-    Raises TrainingError when the loss stops being finite.
+    Rates and penalties follow progress, which is counted in steps or in time. Raises TrainingError when the loss stops being
+    finite.
     """
     hooks = hooks or Hooks()
-    steps = max(1, round(epochs * len(batches)))
+    steps, done = max(1, round(epochs * len(batches))), 0.0
     groups = parameter_groups(net, recipe.weight_decay)
     optimizer = torch.optim.SGD(groups, lr=phase.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
-    with_teacher = recipe.objective.needs_teacher(batches.labels is not None)
     history: list[Mapping[str, float | int | str]] = []
     step, began = 0, time.monotonic()
     channels_last(net)
     channels_last(teacher)
     teacher.eval()
-    while step < steps:
+    while done < 1:
         net.train()
         total, hits, seen, first = 0.0, 0, 0, step
         for x, labels in batches.shuffled():
-            if step == steps:
+            if done >= 1:
                 break
             for group in optimizer.param_groups:
-                group["lr"] = phase.rate(step / steps, step / len(batches))
-            hooks.before(step, steps)
-            target = None
-            with autocast(x.device.type):
-                if with_teacher:
-                    with torch.no_grad():
-                        target = _float(teacher(x))
-                outputs = _float(net(x))
-            loss = recipe.objective(outputs, target, labels)
+                group["lr"] = phase.rate(done, step / len(batches))
+            hooks.before(step, done)
+            loss, outputs, target = step_of(net, teacher, recipe.objective, x, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             for parameter, added in hooks.gradients():
@@ -137,6 +147,10 @@ def train(
             if value != value or value in (float("inf"), float("-inf")):
                 raise TrainingError(f"the loss became {value} in step {step + 1} of {name}: check the data, or lower the budget")
             total, seen, step = total + value, seen + len(x), step + 1
+            passed = time.monotonic() - began
+            done = step / steps if seconds is None else min(1.0, passed / seconds)
+            if seconds is not None:
+                steps = max(step, round(step / done))
             right = _hits(outputs, target, labels)
             hits += right or 0
             last = Progress(
@@ -144,12 +158,12 @@ def train(
                 step=step,
                 steps=steps,
                 epoch=(step - 1) // len(batches) + 1,
-                epochs=epochs,
+                epochs=epochs if seconds is None else steps / len(batches),
                 loss=total / (step - first),
                 agreement=None if right is None else 100.0 * hits / seen,
                 cost=hooks.cost(),
                 gap=hooks.gap(),
-                seconds=time.monotonic() - began,
+                seconds=passed,
             )
             report(last)
         history.append(last.row())
