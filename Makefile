@@ -20,7 +20,7 @@ space := $(subst ,, )
 plain = $(subst :,-,$(subst /,-,$(subst =,-,$(subst %,pct,$(subst $(space),-,$(strip $(1)))))))
 compressed = build/$(notdir $(basename $(MODEL)))-$(call plain,$(BUDGET))$(if $(EPOCHS),-$(EPOCHS)epochs).onnx
 
-.PHONY: help venv data baseline compress tables tables-render test check clean
+.PHONY: help venv data baseline compress bench-train tables tables-render test check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,9 @@ data: data/cifar10.npz ## CIFAR-10 as one checked .npz file
 baseline: models/resnet20-cifar10.onnx ## train ResNet-20 and export it, unless the file is there
 
 compress: $(compressed) ## compress MODEL to BUDGET with DATA, into build/
+
+bench-train: $(ready) ## how fast training is, and what BC-ADL adds
+	@$(bin)/python -m tools.bench_train --device $(DEVICE)
 
 tables: $(ready) data/cifar10.npz data/cifar10-dev.npz ## run every row of docs/RESULTS.md that has no result yet (hours); ONLY=text DEVICE=cuda
 	@$(bin)/python -m tools.paper_tables run --only '$(ONLY)' --device $(DEVICE)

@@ -28,10 +28,6 @@ def current_weights(net: GraphNet, sites: Sequence[Site]) -> dict[str, Tensor]:
     return {site.key: canonical(site, net.weight(site.weight).detach()) for site in sites}
 
 
-# Progress of BC-ADL after which Z is renewed at the latest.
-LONGEST = 0.05
-
-
 class _Learning(Hooks):
     """Algorithm 1 woven into the loop: Z and M every `solve_every` mini-batches, Eq. 19 in each."""
 
@@ -42,8 +38,7 @@ class _Learning(Hooks):
         self.solved = 0.0
 
     def before(self, step: int, progress: float) -> None:
-        # In a short run so many mini-batches are a large part of it, and Z would hardly ever be renewed.
-        if step % self.recipe.solve_every and progress - self.solved < LONGEST:
+        if step % self.recipe.solve_every and (progress - self.solved) * self.recipe.least_solves < 1:
             return
         self.solved = progress
         w = current_weights(self.net, self.sites)

@@ -41,7 +41,8 @@ class Recipe:
     `rules`: how ranks are chosen and weights projected. `measures`: whether the moments of each layer's inputs and gradients,
     and the damage that its truncation does, are measured first. `share`: part of all epochs that goes to
     BC-ADL, the rest fine-tunes the factors. `penalty`: lambda at the start and at the end of BC-ADL, geometric in between, so
-    that it reaches its end in a run of any length. `solve_every`: mini-batches from one Z to the next. `freeze`: progress of
+    that it reaches its end in a run of any length. `solve_every`: mini-batches from one Z to the next; in a short run they are
+    fewer, so that there are `least_solves` of them. `freeze`: progress of
     BC-ADL after which ranks stay. `refit`: factors re-fitted in closed form after decomposing.
     """
 
@@ -55,6 +56,7 @@ class Recipe:
     refit: bool
     bcadl: Phase
     finetune: Phase
+    least_solves: int = 20
     batch: int = 128
     momentum: float = 0.9
     nesterov: bool = True
