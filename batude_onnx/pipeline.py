@@ -181,8 +181,9 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
         watch.say("every layer fits into the budget as it is: nothing is trained")
         return TrainResult(plan, {}, {}, {}), outputs_of(case.original, case.feeds)
     history: tuple[Mapping[str, float | int | str], ...] = ()
+    keys = [site.key for site in sites]
     timetable = None if settings.seconds is None else Timetable(began, settings.seconds, _proving_seconds(case))
-    epochs = settings.epochs if timetable is None else _epochs_in(timetable, net, teacher, batches, recipe, watch)
+    epochs = settings.epochs if timetable is None else _epochs_in(timetable, net, teacher, batches, recipe, keys, watch)
     learning = recipe.share * epochs
     if epochs:
         if batches.batch > 1:
@@ -202,15 +203,17 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
     if epochs:
         tuned = train(
             net, teacher, batches, recipe, recipe.finetune, name="fine-tuning", epochs=epochs - learning, report=watch.train,
-            seconds=None if timetable is None else max(timetable.left(), 1e-3),
+            seconds=None if timetable is None else max(timetable.left(), 1e-3), keys=keys,
         )  # fmt: skip
         history = (*history, *tuned)
     return compressing.harvest(net, case.seen.sites, plan, history), _torch_outputs(net, case)
 
 
-def _epochs_in(timetable: Timetable, net: GraphNet, teacher: GraphNet, batches: Batches, recipe: Recipe, watch: Watch) -> float:
+def _epochs_in(
+    timetable: Timetable, net: GraphNet, teacher: GraphNet, batches: Batches, recipe: Recipe, keys: list[str], watch: Watch
+) -> float:
     """About how many epochs fit into the time that is left; 0 where not even a few mini-batches do."""
-    each = seconds_per_epoch(net, teacher, batches, recipe)
+    each = seconds_per_epoch(net, teacher, batches, recipe, keys)
     left = timetable.left()
     if left * len(batches) < 10 * each:
         watch.say(f"{timetable.seconds:.0f} s are spent on measuring and proving: nothing is trained (give more time)")

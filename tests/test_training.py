@@ -21,11 +21,12 @@ from batude_onnx.records import Budget, Cost, FactorChain, Geometry, LayerSpec, 
 from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.chain_module import ChainModule
 from batude_onnx.training.compressing import decompose, harvest, learn_ranks
-from batude_onnx.training.loop import Hooks, Progress, parameter_groups, train
+from batude_onnx.training.loop import Hooks, Progress, parameter_groups, step_of, train
 from batude_onnx.training.losses import Objective
 from batude_onnx.training.normalisation import restorable, restore
 from batude_onnx.training.recipe import RECIPES, Phase, Recipe
 from batude_onnx.training.statistics import collect_metrics, sampled_loss
+from batude_onnx.training.taps import Taps
 from tests.importer_graphs import imported
 from tests.loading_models import model_of
 from tests.small_models import conv_model, floats, linear_model, network, output, rewritten, sites_of
@@ -567,3 +568,27 @@ def test_a_model_that_ends_in_a_softmax_is_taken_as_its_logits() -> None:
     torch.testing.assert_close(of_probabilities, of_logits, rtol=1e-5, atol=1e-6)
     # Scores that only happen to be positive are no probabilities.
     assert not torch.isclose(objective([student.abs()], [teacher.abs()], labels), of_logits)
+
+
+def test_features_are_compared_layer_by_layer_and_hooks_are_taken_off() -> None:
+    """The distance is relative to the teacher's own, averaged over layers; without a weight nothing is watched."""
+    net, teacher = imported(network(0)), imported(network(1))
+    x = torch.from_numpy(labelled()[0][:8])
+    objective = Objective(distill=1.0, features=2.0)
+    with torch.no_grad():
+        plain, outputs, target = step_of(net, teacher, replace(objective, features=0.0), x, None, ["c2", "c3"])
+        found, *_ = step_of(net, teacher, objective, x, None, ["c2", "c3"])
+        with Taps(net, ["c2", "c3"]) as ours, Taps(teacher, ["c2", "c3"]) as theirs:
+            net(x)
+            teacher(x)
+    assert target is not None
+    assert len(outputs) == 1
+    assert set(ours.values) == {"c2", "c3"}
+    away = [
+        float((ours.values[key] - theirs.values[key]).square().sum() / theirs.values[key].square().sum()) for key in ours.values
+    ]
+    assert float(found - plain) == pytest.approx(2.0 * sum(away) / 2, rel=0.05)  # bfloat16, where the machine has it
+    assert all(not net.step(key)._forward_pre_hooks for key in ("c2", "c3"))
+    with torch.no_grad():
+        same, *_ = step_of(net, net, objective, x, None, ["c2", "c3"])
+    assert float(same) == pytest.approx(0.0, abs=1e-4)

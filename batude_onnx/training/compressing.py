@@ -89,6 +89,7 @@ def learn_ranks(
     history = train(
         net, teacher, batches, recipe, recipe.bcadl,
         name="bc-adl", epochs=epochs, report=report, hooks=learning, seconds=seconds,
+        keys=[site.key for site in sites],
     )  # fmt: skip
     assert learning.state.plan is not None
     return learning.state.plan, tuple(history)

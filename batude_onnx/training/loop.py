@@ -16,6 +16,7 @@ from batude_onnx.training.losses import Objective
 from batude_onnx.training.precision import autocast
 from batude_onnx.training.recipe import Phase, Recipe
 from batude_onnx.training.statistics import is_classifier
+from batude_onnx.training.taps import Taps
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,20 @@ def _hits(outputs: Sequence[Tensor], teacher: Sequence[Tensor] | None, labels: T
 
 
 def step_of(
-    net: GraphNet, teacher: GraphNet, objective: Objective, x: Tensor, labels: Tensor | None
+    net: GraphNet, teacher: GraphNet, objective: Objective, x: Tensor, labels: Tensor | None, keys: Sequence[str] = ()
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-    """Loss, outputs, and the teacher's outputs where it is needed, of one mini-batch."""
+    """Loss, outputs, and those of the teacher where it is needed, of one mini-batch; the inputs of the `keys` may count."""
     target = None
-    with autocast(x.device.type):
+    keys = keys if objective.features else ()
+    with autocast(x.device.type), Taps(net, keys) as ours, Taps(teacher, keys) as theirs:
         if objective.needs_teacher(labels is not None):
             with torch.no_grad():
                 target = _float(teacher(x))
         outputs = _float(net(x))
-    return objective(outputs, target, labels), outputs, target
+    loss = objective(outputs, target, labels)
+    if keys:
+        loss = loss + objective.apart(ours.values, theirs.values)
+    return loss, outputs, target
 
 
 def train(
@@ -112,12 +117,13 @@ def train(
     report: Report,
     hooks: Hooks | None = None,
     seconds: float | None = None,
+    keys: Sequence[str] = (),
 ) -> list[Mapping[str, float | int | str]]:
     """Train `net` for `epochs`, or for `seconds` of wall-clock time where they are given; gives back one row of history for each
     epoch.
 
-    Rates and penalties follow progress, which is counted in steps or in time. Raises TrainingError when the loss stops being
-    finite.
+    `keys` are the layers whose inputs the objective may compare. Rates and penalties follow progress, which is counted in
+    steps or in time. Raises TrainingError when the loss stops being finite.
     """
     hooks = hooks or Hooks()
     steps, done = max(1, round(epochs * len(batches))), 0.0
@@ -137,7 +143,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = phase.rate(done, step / len(batches))
             hooks.before(step, done)
-            loss, outputs, target = step_of(net, teacher, recipe.objective, x, labels)
+            loss, outputs, target = step_of(net, teacher, recipe.objective, x, labels, keys)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             for parameter, added in hooks.gradients():

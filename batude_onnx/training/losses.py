@@ -2,15 +2,20 @@
 
     loss = (1 - a) CE(student, labels) + a T^2 KL(softmax(teacher / T) || softmax(student / T))
 
-(Hinton et al., 2015). Outputs that are no classifier's are compared by their mean squared error, in units of the teacher's
+(Hinton et al., 2015). To this comes b times the distance of what the layers receive from what they receive in the teacher,
+
+    mean over layers of  ||x_student - x_teacher||^2 / ||x_teacher||^2.
+
+Outputs that are no classifier's are compared by their mean squared error, in units of the teacher's
 variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,13 +24,14 @@ from batude_onnx.training.statistics import is_classifier, logits_of
 
 @dataclass(frozen=True)
 class Objective:
-    """`distill` is the weight a of the teacher where labels exist (1 where they do not), `temperature` is T."""
+    """`distill` is the weight a of the teacher where labels exist (1 where they do not), `temperature` is T, `features` is b."""
 
     distill: float = 0.9
     temperature: float = 4.0
+    features: float = 0.0
 
     def needs_teacher(self, labelled: bool) -> bool:
-        return self.distill > 0 or not labelled
+        return self.distill > 0 or self.features > 0 or not labelled
 
     def __call__(self, student: Sequence[Tensor], teacher: Sequence[Tensor] | None, labels: Tensor | None) -> Tensor:
         """Mean over the batch; a scalar."""
@@ -36,6 +42,14 @@ class Objective:
         if teacher is None:
             return loss
         return (1 - self.distill) * loss + self.distill * self.distance(student, teacher)
+
+    def apart(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        """b times the mean relative distance of features, by layer; a scalar."""
+        parts = []
+        for key, ours in student.items():
+            theirs = teacher[key].float()
+            parts.append((ours.float() - theirs).square().mean() / theirs.square().mean().clamp_min(1e-12))
+        return self.features * torch.stack(parts).mean()
 
     def distance(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """How far outputs are from the teacher's; mean over the batch, a scalar."""

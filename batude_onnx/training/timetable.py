@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -30,7 +31,7 @@ class Timetable:
         return max(0.0, self.began + self.seconds - self.reserved - time.monotonic())
 
 
-def seconds_per_epoch(net: GraphNet, teacher: GraphNet, batches: Batches, recipe: Recipe) -> float:
+def seconds_per_epoch(net: GraphNet, teacher: GraphNet, batches: Batches, recipe: Recipe, keys: Sequence[str]) -> float:
     """The time of a pass over the data, from a few mini-batches on a copy of `net`; data come in the same order afterwards."""
     trial, state = copy.deepcopy(net).train(), batches.generator.get_state()
     channels_last(trial)
@@ -39,7 +40,7 @@ def seconds_per_epoch(net: GraphNet, teacher: GraphNet, batches: Batches, recipe
     times = []
     for x, labels in islice(batches.shuffled(), TIMED):
         began = time.monotonic()
-        loss, *_ = step_of(trial, teacher, recipe.objective, x, labels)
+        loss, *_ = step_of(trial, teacher, recipe.objective, x, labels, keys)
         loss.backward()  # type: ignore[no-untyped-call]
         if x.is_cuda:
             torch.cuda.synchronize(x.device)

@@ -98,10 +98,13 @@ SCORES = (
 NO_REFIT = _variant(TUNED, "no-refit", refit=False)
 NO_DECAY, MORE_DECAY = _variant(TUNED, "decay-0", weight_decay=0.0), _variant(TUNED, "decay-5e-4", weight_decay=5e-4)
 
+FEATURES = tuple(_variant(TUNED, f"features-{weight:g}", objective=Objective(features=weight)) for weight in (1.0, 10.0))
+
 GROUPS = (
     Group("Score of a rank, nothing trained, 600 images", SCORES, 0.0, limit=600),
     Group("Re-fitting, nothing trained, 600 images", (NO_REFIT, "score-measured"), 0.0, limit=600),
     Group("Part of the epochs that goes to BC-ADL", (_share(0.0), _share(0.2), _share(0.5)), 3.0),
+    Group("Distillation of what the layers receive: weight", ("share-0", *FEATURES), 3.0),
     Group("Score of a rank, after training", ("score-raw", "score-both-sides", "share-0"), 3.0),
     Group("Peak learning rate of fine-tuning", (_rate(0.005), "share-0", _rate(0.02), _rate(0.04)), 3.0),
     Group(
