@@ -56,7 +56,7 @@ class ConsoleWatch(Watch):
 
     def train(self, progress: Training) -> None:
         done = progress.epochs * progress.step / progress.steps
-        parts = [f"epoch {done:.1f} of {progress.epochs:g}", f"loss {progress.loss:.3f}"]
+        parts = [f"epoch {done:.1f} of {round(progress.epochs, 1):g}", f"loss {progress.loss:.3f}"]
         if progress.agreement is not None:
             parts.append(f"accuracy {progress.agreement:.1f} %")
         if progress.cost is not None:
