@@ -93,11 +93,8 @@ def main(model: Path, samples: int, runs: int, device: str) -> None:
 
     # Each loop lays the weights out in its own way, so none shares a network with another.
     nets, teachers = [network() for _ in range(3)], [teacher() for _ in range(3)]
-    moved, budget = (
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device),
-        parse_budget("2.6x", "params", seen.cost),
-    )
-    rules = RECIPE.rules(seen.compressible, budget, seen.cost, {}, {})
+    moved = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
+    rules = RECIPE.rules(seen.compressible, parse_budget("2.6x", "params", seen.cost), seen.cost, {}, {})
     targets = torch.from_numpy(labels).to(device)
 
     def plain() -> None:

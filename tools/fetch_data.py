@@ -13,26 +13,19 @@ import sys
 import tempfile
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
-import numpy as np
 
 from batude_onnx.errors import BatudeError, OutputError
-from batude_onnx.loading.writing import check_writable, write_atomically
+from batude_onnx.loading.writing import check_writable
+from tools.datasets.saving import save_arrays
 from tools.datasets.sources import DATA_SETS, DataSet
 from tools.datasets.spec import Spec, Splits
 
 
 def write(splits: Splits, spec: Spec, path: Path) -> None:
     """`path` holds the whole new file afterwards, or what it held before. Raises OutputError."""
-    arrays: dict[str, Any] = {**splits.arrays(), **spec.constants()}
-
-    def save(target: Path) -> None:
-        with target.open("wb") as file:
-            np.savez(file, **arrays)
-
-    write_atomically(path, save)
+    save_arrays({**splits.arrays(), **spec.constants()}, path)
 
 
 def fetch(data_set: DataSet, output: Path, source: str) -> str:

@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from batude_onnx.loading import Dataset, holdout
-from batude_onnx.loading.writing import write_atomically
+from tools.datasets.saving import save_arrays
 
 
 def held_out(path: Path) -> dict[str, np.ndarray]:
@@ -34,13 +34,8 @@ def held_out(path: Path) -> dict[str, np.ndarray]:
 def main(source: Path, output: Path) -> None:
     """Write OUTPUT with the training images of SOURCE alone, 5,000 of them as its test split."""
     arrays = held_out(source)
-
-    def save(target: Path) -> None:
-        with target.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, save)
+    save_arrays(arrays, output)
     click.echo(f"{output}: {len(arrays['x_train'])} images to train on, {len(arrays['x_test'])} held out")
 
 

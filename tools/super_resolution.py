@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from batude_onnx.loading.writing import write_atomically
 from batude_onnx.validation import open_session
+from tools.datasets.saving import save_arrays
 
 Luma = npt.NDArray[np.float32]
 PICTURES = (".bmp", ".jpg", ".jpeg", ".png")
@@ -89,13 +89,8 @@ def main() -> None:
 def patches(folder: Path, output: Path, count: int, size: int, seed: int) -> None:
     """Write patches of the pictures in FOLDER to OUTPUT (.npz)."""
     cut = cut_patches(folder, count, size, seed)
-
-    def save(target: Path) -> None:
-        with target.open("wb") as file:
-            np.savez(file, x_train=cut)
-
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, save)
+    save_arrays({"x_train": cut}, output)
     click.echo(f"{output}: {len(cut)} patches of {size} x {size}")
 
 

@@ -1,7 +1,7 @@
 """What the default recipe is held against. Importing this registers the recipes under their names in the tables.
 
-All of them fine-tune as the default recipe does (learning rate chosen for each kind of start on held-out images), so that
-nothing but the way to the ranks and the factors differs.
+All of them fine-tune as the default recipe does, so that nothing but the way to the ranks and the factors differs; those that
+start from plain factors do so at another learning rate, which has not been tuned on held-out images yet.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class SolvedRules(PlainRules):
 
 
 DEFAULT = RECIPES["default"]
-# Plain factors start far from the original network, and want larger steps than re-fitted ones.
+# Plain factors start far from the original network. That they want larger steps than re-fitted ones is a guess so far.
 FAR = Phase(lr=0.05, warmup=0.1)
 PLAIN = replace(DEFAULT, measures=False, share=0.0, refit=False, finetune=FAR)
 register(replace(PLAIN, name="std-tucker", rules=UniformRules))
