@@ -14,7 +14,6 @@ import onnx_ir as ir
 import torch
 
 from batude_onnx import decomposition, layers
-from batude_onnx.decomposition import Metric
 from batude_onnx.errors import (
     BudgetMissedError,
     DataError,
@@ -34,12 +33,10 @@ from batude_onnx.report import to_json
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
-from batude_onnx.training import compressing, normalisation, refit, sensitivity, statistics
+from batude_onnx.training import compressing, formats, normalisation, planning, refit, sensitivity, statistics
 from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.loop import train
 from batude_onnx.training.recipe import RECIPES, Recipe
-from batude_onnx.training.rules import share_lost
-from batude_onnx.training.sensitivity import Curve
 from batude_onnx.training.timetable import Timetable, seconds_per_epoch
 from batude_onnx.validation import compare, open_graph, open_session, require
 
@@ -64,9 +61,8 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
     result, expected = _without_data(case, watch) if case.dataset is None else _with_data(case, watch, began)
-    finished = rewrite(
-        case.model, result.chains, weights=result.weights, biases=result.biases, metadata=_metadata(case, result.plan)
-    )
+    notes = _metadata(case, result.plan, result.chains)
+    finished = rewrite(case.model, result.chains, weights=result.weights, biases=result.biases, metadata=notes)
     if settings.simplify:
         finished = _simplified(finished, case, watch)
     proofs: list[tuple[tuple[OutputDifference, ...], Comparison]] = []
@@ -75,6 +71,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     verdict = Verdict(
         budget=case.budget,
         ranks=result.plan.chosen(),
+        methods=_methods(result.chains),
         whole=_whole(case.seen, result.plan),
         surgery=surgery,
         parity=parity,
@@ -116,16 +113,22 @@ def validate(
 
 
 def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
-    """Every compressible layer rewritten at full rank must give the original's outputs."""
-    nodes = layers.nodes_by_key(case.model)
-    chains = {}
-    for site in case.seen.compressible:
-        most = decomposition.method_of(site).max_ranks(site.shape, site.geometry.groups)
-        chains[site.key] = _factor(site, nodes[site.key], most)
-    rewritten = open_graph(rewrite(case.model, chains), case.settings.provider, case.settings.threads)
-    differences = compare(outputs_of(case.original, case.feeds), outputs_of(rewritten, case.feeds))
-    require(differences, "the rewrite at full rank does not equal the original")
-    return differences
+    """Every compressible layer rewritten at full rank must give the original's outputs, whichever method factors it.
+
+    The worse difference of each output comes back.
+    """
+    found = case.seen.compressible
+    ways = [decomposition.alternatives(site) if RECIPES[case.settings.recipe].formats else (site,) for site in found]
+    nodes, proofs = layers.nodes_by_key(case.model), []
+    for number in range(max(map(len, ways), default=1)):
+        chains = {}
+        for site in (way[min(number, len(way) - 1)] for way in ways):
+            most = decomposition.method_of(site).max_ranks(site.shape, site.geometry.groups)
+            chains[site.key] = _factor(site, nodes[site.key], most)
+        rewritten = open_graph(rewrite(case.model, chains), case.settings.provider, case.settings.threads)
+        proofs.append(compare(outputs_of(case.original, case.feeds), outputs_of(rewritten, case.feeds)))
+        require(proofs[-1], "the rewrite at full rank does not equal the original")
+    return tuple(max(same, key=lambda difference: difference.max_absolute) for same in zip(*proofs, strict=True))
 
 
 def _factor(site: Site, node: ir.Node, ranks: tuple[int, ...]) -> FactorChain:
@@ -145,8 +148,10 @@ def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     watch.say("no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)")
     sites, nodes = case.seen.compressible, layers.nodes_by_key(case.model)
     recipe = RECIPES[case.settings.recipe]
-    rules = recipe.rules(sites, case.budget, case.whole, {}, {})
     weights = {site.key: torch.from_numpy(layers.read_weight(nodes[site.key]).copy()) for site in sites}
+    if recipe.formats:
+        sites = formats.choose(sites, weights, {}, case.budget.metric, formats.alike(sites, case.budget, case.whole))
+    rules = recipe.rules(sites, case.budget, case.whole, {}, {})
     plan = rules.ranks({key: (weight,) * rules.copies(key) for key, weight in weights.items()})
     by_key = {site.key: site for site in sites}
     chains = {key: _factor(by_key[key], nodes[key], ranks) for key, ranks in plan.chosen().items()}
@@ -174,9 +179,10 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
         raise UnsupportedError("no output has a gradient (an ArgMax has none): make its input the output, or run without --data")
     moments = batches.sample(MOMENTS, settings.seed + 1)
     metrics = statistics.collect_metrics(net, sites, moments, settings.seed) if recipe.measures else {}
-    curves = _curves(case, net, metrics, recipe, batches, watch) if recipe.measures else {}
-    rules = recipe.rules(sites, case.budget, case.whole, metrics, curves)
-    plan = compressing.solve_ranks(net, sites, rules)
+    sites, rules, plan = planning.plan_layers(
+        net, sites, case.budget, case.whole, recipe, metrics, batches.sample(_measured_on(case), settings.seed + 2),
+        lambda done, total: watch.count("measuring layers", done, total),
+    )  # fmt: skip
     if not plan.chosen():
         watch.say("every layer fits into the budget as it is: nothing is trained")
         return TrainResult(plan, {}, {}, {}), outputs_of(case.original, case.feeds)
@@ -233,22 +239,10 @@ def _proving_seconds(case: Case) -> float:
     return 2 * samples * (time.monotonic() - start) / len(case.feeds[spec.name]) + WRITING_SECONDS
 
 
-def _curves(
-    case: Case, net: GraphNet, metrics: Mapping[str, Metric], recipe: Recipe, batches: Batches, watch: Watch
-) -> dict[str, Curve]:
-    """The damage that truncating each layer does to the outputs."""
-    sites = case.seen.compressible
-    losses = {
-        key: share_lost(site, weight, metrics.get(key))
-        for site, (key, weight) in zip(sites, compressing.current_weights(net, sites).items(), strict=True)
-    }
-    work = max(1, case.seen.cost.macs) * len(sites) * len(sensitivity.LOST)
-    samples = min(SENSITIVITY, max(SENSITIVITY_LEAST, SENSITIVITY_MACS // work))
-    inputs = batches.sample(samples, case.settings.seed + 2)
-    return sensitivity.measure(
-        net, sites, losses, case.budget.metric, inputs, metrics, recipe.objective,
-        lambda done, total: watch.count("measuring layers", done, total),
-    )  # fmt: skip
+def _measured_on(case: Case) -> int:
+    """How many samples the truncation of each layer is measured on."""
+    work = max(1, case.seen.cost.macs) * len(case.seen.compressible) * len(sensitivity.LOST)
+    return min(SENSITIVITY, max(SENSITIVITY_LEAST, SENSITIVITY_MACS // work))
 
 
 def _batches(case: Case, net: GraphNet, batch: int, watch: Watch) -> Batches:
@@ -320,13 +314,19 @@ def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tupl
     return parity, comparison
 
 
-def _metadata(case: Case, plan: RankPlan) -> dict[str, str]:
+def _metadata(case: Case, plan: RankPlan, chains: Mapping[str, FactorChain]) -> dict[str, str]:
     """What the file itself says of how it was made."""
     return {
         "batude_onnx.budget": f"{case.budget.text} {case.budget.metric} <= {case.budget.limit}",
+        "batude_onnx.methods": json.dumps(_methods(chains)),
         "batude_onnx.ranks": json.dumps(plan.chosen()),
         "batude_onnx.recipe": case.settings.recipe if case.dataset is not None else "training-free",
     }
+
+
+def _methods(chains: Mapping[str, FactorChain]) -> dict[str, str]:
+    """How each layer was factored."""
+    return {key: chain.method for key, chain in chains.items()}
 
 
 def _whole(seen: Survey, plan: RankPlan) -> dict[str, str]:

@@ -62,7 +62,8 @@ class Site:
     `key` is the node's first output name, unique in the graph; `data` names the value that it is applied to. `positions` is
     how many times the kernel is applied per sample (the product of the output's spatial sizes; in a run of a file that fixes
     its batch, times that batch), 0 where shapes are unknown;
-    `input_positions` the same for the input, since a factor in front of a strided core runs on the larger map.
+    `input_positions` the same for the input, since a factor in front of a strided core runs on the larger map;
+    `halfway_positions` the same for a kernel that walks over the first spatial axis alone.
     `method` names the decomposition, or is None and `reason` says why the layer is left whole. `transposed`:
     the file stores the weight as (C, S). `normalised`: a BatchNormalization reads the layer's output. `joined`: the output of
     the Add that alone reads this layer's output, where no other layer stands between the two (so that its other side is known
@@ -84,6 +85,7 @@ class Site:
     normalised: bool = False
     data: str = ""
     joined: str | None = None
+    halfway_positions: int = 0
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -187,13 +189,14 @@ class Comparison:
 class Verdict:
     """The finished run as proved on the written file; `asdict` of it is what `--json` prints.
 
-    `ranks`: of the layers replaced. `whole`: each layer left whole, with the reason. `surgery`: the same rewrite at full rank
-    against the original. `parity`: the written file against what was trained. `comparison`: the written file against the
-    original.
+    `ranks` and `methods`: of the layers replaced. `whole`: each layer left whole, with the reason. `surgery`: the same rewrite
+    at full rank against the original. `parity`: the written file against what was trained. `comparison`: the written file
+    against the original.
     """
 
     budget: Budget
     ranks: Mapping[str, tuple[int, ...]]
+    methods: Mapping[str, str]
     whole: Mapping[str, str]
     surgery: tuple[OutputDifference, ...]
     parity: tuple[OutputDifference, ...]

@@ -25,7 +25,9 @@ def site(
     axes = len(shape) - 2
     geometry = Geometry((1,) * axes, (0,) * 2 * axes, (1,) * axes, groups)
     op = "Conv" if axes else "Gemm"
-    return assign(Site(key, key, op, f"{key}.w", bias, shape, geometry, positions, input_positions, None))
+    halfway = input_positions
+    made = Site(key, key, op, f"{key}.w", bias, shape, geometry, positions, input_positions, None, halfway_positions=halfway)
+    return assign(made)
 
 
 def conv_model(weight: FloatArray, bias: FloatArray | None, size: tuple[int, ...], **attributes: Any) -> onnx.ModelProto:

@@ -272,6 +272,7 @@ STUDENT = Recipe(
     name="test",
     rules=MeasuredRules,
     measures=True,
+    formats=False,
     share=1.0,
     penalty=(0.01, 1.0),
     solve_every=5,

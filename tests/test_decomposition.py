@@ -12,9 +12,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from batude_onnx.decomposition import Method, Metric, assign, dense_cost, linalg, method, method_of, methods, register
+from batude_onnx.decomposition import (
+    Method,
+    Metric,
+    alternatives,
+    assign,
+    dense_cost,
+    linalg,
+    method,
+    method_of,
+    methods,
+    ones,
+    register,
+)
 from batude_onnx.layers import count, infer_shapes
-from batude_onnx.records import FactorChain, Geometry
+from batude_onnx.records import FactorChain, Geometry, Site
 from tests.small_models import conv_model, floats, linear_model, output, rewritten, site, sites_of
 
 # (shape, groups)
@@ -102,6 +114,8 @@ def test_the_projection_is_the_nearest_of_its_rank(way: Method, shape: tuple[int
     near = linalg.whiten(linalg.stack(way.project(weight, groups, ranks, metric), groups), metric)
     best = float((white - near).norm())
     assert best < float(white.norm())
+    if not way.modes:
+        return  # held against the singular values of its matrix below
     generator = torch.Generator().manual_seed(0)
     for step in [1e-3, 1e-2, 0.1, 1.0, 1e3] * 6:
         other = white
@@ -112,6 +126,37 @@ def test_the_projection_is_the_nearest_of_its_rank(way: Method, shape: tuple[int
             other = linalg.multiply(other, basis @ basis.mT, mode)
         # HOOI stops after a few sweeps, a little above the minimum.
         assert float((white - other).norm()) >= best * (1 - 1e-4)
+
+
+@pytest.mark.parametrize(("way", "shape", "groups"), CASES)
+def test_losses_are_what_projections_lose(way: Method, shape: tuple[int, ...], groups: int) -> None:
+    """Of one rank exactly; of several together at most, since a projection may better a truncated HOSVD."""
+    weight, metric = a_weight(shape), a_metric(shape, groups)
+    table, most = way.losses(weight, groups, metric), way.max_ranks(shape, groups)
+    assert float(table[tuple(rank - 1 for rank in most)]) == pytest.approx(0.0, abs=1e-8)
+    for ranks in {half(most), ones(way, site("y", shape, groups=groups))}:
+        lost = distance(way.project(weight, groups, ranks, metric), weight, groups, metric) ** 2
+        told = float(table[tuple(rank - 1 for rank in ranks)])
+        assert lost <= told * (1 + 1e-4)
+        if len(ranks) == 1:
+            assert lost == pytest.approx(told, rel=1e-4)
+
+
+def test_a_separable_projection_loses_the_singular_values_that_it_leaves_out() -> None:
+    """Those of the matrix of (input channel, row) against (output channel, column), worked out with numpy."""
+    weight = floats(6, 5, 3, 4)
+    values = np.linalg.svd(weight.astype(np.float64).transpose(1, 2, 0, 3).reshape(15, 24), compute_uv=False)
+    near = method("separable").project(torch.from_numpy(weight), 1, (4,), None).numpy()
+    assert np.square(weight - near).sum() == pytest.approx(np.square(values[4:]).sum(), rel=1e-5)
+
+
+def test_a_kernel_that_separates_is_found_exactly() -> None:
+    """Every slice of a stack of box filters is one column times one row."""
+    columns, rows = floats(4, 3, 5), floats(4, 3, 3, seed=1)
+    weight = torch.from_numpy(np.einsum("sci,scj->scij", columns, rows))
+    assert float(method("separable").losses(weight, 1, None)[11]) < 1e-9
+    one = torch.from_numpy(np.einsum("ci,sj->scij", columns[0], rows[:, 0]))
+    torch.testing.assert_close(method("separable").project(one, 1, (1,), None), one)
 
 
 @pytest.mark.parametrize(("way", "shape", "groups"), CASES)
@@ -132,7 +177,7 @@ def test_cost_is_what_is_counted_in_the_written_graph(way: Method, shape: tuple[
     found = replace(sites_of(model)[0], method=way.name, reason=None)
     before = ir.from_proto(model)
     assert count(before, infer_shapes(before)) == dense_cost(found)
-    for ranks in {way.max_ranks(shape, groups), half(way.max_ranks(shape, groups)), (1,) * len(way.modes)}:
+    for ranks in {way.max_ranks(shape, groups), half(way.max_ranks(shape, groups)), ones(way, found)}:
         chain = way.factor(torch.from_numpy(weight), None, found.geometry, ranks, None)
         after = ir.from_proto(rewritten(model, {"y": chain}))
         assert way.cost(found, ranks) == count(after, infer_shapes(after))
@@ -162,14 +207,32 @@ def test_the_chain_computes_what_the_dense_layer_computes(name: str, biased: boo
     shape, size, attributes = GEOMETRIES[name]
     weight, bias = floats(*shape), floats(shape[0], seed=1) if biased else None
     model = conv_model(weight, bias, size, **attributes)
-    found = sites_of(model)[0]
-    way = method_of(found)
-    ranks = half(way.max_ranks(shape, found.geometry.groups))
-    chain = way.factor(torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias), found.geometry, ranks, None)
-    x = floats(2, shape[1] * found.geometry.groups, *size, seed=2)
-    dense = output(conv_model(way.reconstruct(chain).float().numpy(), bias, size, **attributes), x)
-    np.testing.assert_allclose(output(rewritten(model, {"y": chain}), x), dense, rtol=1e-5, atol=2e-5)
-    assert np.abs(output(model, x) - dense).max() > 0.1
+    x = floats(2, shape[1] * attributes.get("group", 1), *size, seed=2)
+    for found in alternatives(sites_of(model)[0]):
+        way = method_of(found)
+        ranks = half(way.max_ranks(shape, found.geometry.groups))
+        held = None if bias is None else torch.from_numpy(bias)
+        chain = way.factor(torch.from_numpy(weight), held, found.geometry, ranks, None)
+        dense = output(conv_model(way.reconstruct(chain).float().numpy(), bias, size, **attributes), x)
+        np.testing.assert_allclose(output(rewritten(model, {"y": chain}), x), dense, rtol=1e-5, atol=2e-5)
+        assert np.abs(output(model, x) - dense).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "names"),
+    [
+        ((6, 5, 3, 3), 1, ["tucker2", "separable"]),
+        ((8, 3, 3, 3), 2, ["tucker2", "separable"]),
+        ((6, 4, 2, 3, 2), 1, ["tucker2", "separable"]),
+        ((7, 6, 5), 1, ["tucker2"]),
+        ((7, 6, 5, 1), 1, ["tucker2"]),
+        ((7, 6, 1, 5), 1, ["tucker2"]),
+        ((6, 5, 1, 1), 1, ["svd"]),
+        ((6, 11), 1, ["svd"]),
+    ],
+)
+def test_a_layer_has_its_alternatives(shape: tuple[int, ...], groups: int, names: list[str]) -> None:
+    assert [found.method for found in alternatives(site("y", shape, groups=groups))] == names
 
 
 @pytest.mark.parametrize(
@@ -336,7 +399,11 @@ def test_regression_is_exact_at_full_rank_and_better_than_the_plain_factors_belo
     if groups > 1 and len(shape) == 2:
         return
     shape = (shape[0] * groups, *shape[1:])
-    found = site("y", shape, groups=groups)
+    for found in alternatives(site("y", shape, groups=groups)):
+        check_regression(found, shape, groups)
+
+
+def check_regression(found: Site, shape: tuple[int, ...], groups: int) -> None:
     by, size = method_of(found), int(np.prod(shape[1:]))
     weight, gram = torch.from_numpy(floats(*shape)), mixed_gram(groups, size)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from batude_onnx.decomposition import dense_cost, method_of
+from batude_onnx.decomposition import dense_cost, method_of, ones
 from batude_onnx.errors import BudgetError
 from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
 
@@ -34,8 +34,8 @@ def price(site: Site, choice: Choice, metric: str) -> int:
 
 def cheapest(site: Site, metric: str) -> Choice:
     """Rank 1 in every mode, or whole where that costs no more."""
-    ones = (1,) * len(method_of(site).modes)
-    return ones if price(site, ones, metric) < price(site, None, metric) else None
+    least = ones(method_of(site), site)
+    return least if price(site, least, metric) < price(site, None, metric) else None
 
 
 def bounds(site: Site, gains: Sequence[FloatArray]) -> tuple[int, ...]:

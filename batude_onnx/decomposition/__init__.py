@@ -1,8 +1,30 @@
 """Low-rank factorisations of one layer. Importing the room registers its methods."""
 
+from batude_onnx.decomposition import separable as separable
 from batude_onnx.decomposition import svd as svd
 from batude_onnx.decomposition import tucker2 as tucker2
 from batude_onnx.decomposition.linalg import Metric
-from batude_onnx.decomposition.registry import Method, assign, dense_cost, method, method_of, methods, register
+from batude_onnx.decomposition.registry import (
+    Method,
+    alternatives,
+    assign,
+    dense_cost,
+    method,
+    method_of,
+    methods,
+    ones,
+    register,
+)
 
-__all__ = ["Method", "Metric", "assign", "dense_cost", "method", "method_of", "methods", "register"]
+__all__ = [
+    "Method",
+    "Metric",
+    "alternatives",
+    "assign",
+    "dense_cost",
+    "method",
+    "method_of",
+    "methods",
+    "ones",
+    "register",
+]

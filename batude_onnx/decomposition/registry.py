@@ -1,6 +1,6 @@
 """The registry of decompositions. Outside its own file no method is ever named.
 
-A method is five pure functions and the modes whose unfolding ranks it chooses. Weights are torch tensors in the canonical
+A method is a handful of pure functions and the modes whose unfolding ranks it chooses. Weights are torch tensors in the canonical
 form (S, C/groups, *kernel); ranks are per group.
 """
 
@@ -22,9 +22,12 @@ class Method:
     """One way to factor a layer.
 
     `applies(shape, groups)`: None, or why the method is not for such a layer.
-    `modes`: for each rank, the axis of the weight whose unfolding it bounds (0 output, 1 input).
+    `modes`: for each rank, the axis of the weight whose unfolding it bounds (0 output, 1 input); () where a rank belongs to no
+    single axis. Such a method is an alternative to one that has modes: Eq. 15 knows no ranks for it.
     `max_ranks(shape, groups)`: the largest useful ranks.
     `cost(site, ranks)`: parameters and MACs of the chain, biases left out.
+    `losses(weight, groups, metric)`: the squared norm, in the metric, that is lost at each combination of ranks, as a table
+    [r1 - 1, r2 - 1, ...] of at least the largest useful ranks.
     `project(weight, groups, ranks, metric)`: the nearest tensor of those ranks, same shape and dtype.
     `factor(weight, bias, geometry, ranks, metric)`: the chain that computes the projected layer.
     `regress(weight, gram, bias, geometry, ranks, metric)`: the chain nearest to `weight` (float64) where inputs are known to
@@ -37,6 +40,7 @@ class Method:
     applies: Callable[[tuple[int, ...], int], str | None]
     max_ranks: Callable[[tuple[int, ...], int], Ranks]
     cost: Callable[[Site, Ranks], Cost]
+    losses: Callable[[Tensor, int, Metric | None], Tensor]
     project: Callable[[Tensor, int, Ranks, Metric | None], Tensor]
     factor: Callable[[Tensor, Tensor | None, Geometry, Ranks, Metric | None], FactorChain]
     regress: Callable[[Tensor, Tensor, Tensor | None, Geometry, Ranks, Metric | None], FactorChain]
@@ -71,20 +75,34 @@ def method_of(site: Site) -> Method:
     return _METHODS[site.method]
 
 
+def ones(by: Method, site: Site) -> Ranks:
+    """Rank 1 throughout."""
+    return (1,) * len(by.max_ranks(site.shape, site.geometry.groups))
+
+
+def alternatives(site: Site) -> tuple[Site, ...]:
+    """A compressible site with each of the methods that could factor it and make it smaller, the first of `assign` first."""
+    ways = sorted(_METHODS.values(), key=lambda way: not way.modes)
+    fitting = [way for way in ways if way.applies(site.shape, site.geometry.groups) is None]
+    return tuple(replace(site, method=way.name) for way in fitting if way.cost(site, ones(way, site)).params < site.params)
+
+
 def dense_cost(site: Site) -> Cost:
     """What the untouched layer costs, bias left out."""
     return Cost(site.params, site.macs)
 
 
 def assign(site: Site) -> Site:
-    """Give a site its method, or the reason why it stays whole."""
+    """Give a site its first method, or the reason why it stays whole."""
     if site.reason is not None:
         return site
     refusals: list[str] = []
     for candidate in _METHODS.values():
+        if not candidate.modes:
+            continue
         refusal = candidate.applies(site.shape, site.geometry.groups)
         if refusal is None:
-            smallest = candidate.cost(site, (1,) * len(candidate.modes))
+            smallest = candidate.cost(site, ones(candidate, site))
             if smallest.params < site.params:
                 return replace(site, method=candidate.name)
             # A method made for such a layer knows better why not than the ones that are made for others.

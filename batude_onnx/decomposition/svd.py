@@ -18,6 +18,7 @@ from batude_onnx.decomposition.registry import Method, Ranks, register
 from batude_onnx.records import Cost, FactorChain, Geometry, LayerSpec, Site
 
 NAME = "svd"
+MODES = (0,)
 
 
 def applies(shape: tuple[int, ...], groups: int) -> str | None:
@@ -48,6 +49,11 @@ def _factors(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -
     if metric is None:
         return u, v
     return metric.output_inverse @ u, v @ metric.input_inverse
+
+
+def losses(weight: Tensor, groups: int, metric: Metric | None) -> Tensor:
+    """What the nearest matrix of each rank loses of the squared norm."""
+    return linalg.joint_losses(linalg.whiten(linalg.stack(weight, groups), metric), MODES)
 
 
 def project(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -> Tensor:
@@ -92,4 +98,4 @@ def reconstruct(chain: FactorChain) -> Tensor:
     return dense.reshape(last.shape[0], *first.shape[1:])
 
 
-METHOD = register(Method(NAME, (0,), applies, max_ranks, cost, project, factor, regress, reconstruct))
+METHOD = register(Method(NAME, MODES, applies, max_ranks, cost, losses, project, factor, regress, reconstruct))

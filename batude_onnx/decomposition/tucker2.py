@@ -20,6 +20,7 @@ from batude_onnx.decomposition.registry import Method, Ranks, register
 from batude_onnx.records import Cost, FactorChain, Geometry, LayerSpec, Site
 
 NAME = "tucker2"
+MODES = (0, 1)
 # Of the alternating least squares, and of the conjugate gradients within each.
 SWEEPS, ITERATIONS = 3, 12
 
@@ -56,6 +57,11 @@ def _factors(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -
     if metric is None:
         return u1, core, u2.mT
     return metric.output_inverse @ u1, core, u2.mT @ metric.input_inverse
+
+
+def losses(weight: Tensor, groups: int, metric: Metric | None) -> Tensor:
+    """What a truncated HOSVD of each (R1, R2) loses of the squared norm."""
+    return linalg.joint_losses(linalg.whiten(linalg.stack(weight, groups), metric), MODES)
 
 
 def project(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -> Tensor:
@@ -113,19 +119,13 @@ def _input_factor(b2: Tensor, core: Tensor, target: Tensor, gram: Tensor, pixel:
 
     left = torch.linalg.inv(linalg.ridged(torch.einsum("grqk,grpk->gqp", core, core), 1e-6))
     right = torch.linalg.inv(linalg.ridged(pixel, 1e-6))
-    residual = descent(target - applied(b2))
-    step = near = left @ residual @ right
-    power = (residual * near).sum()
-    for _ in range(ITERATIONS):
-        if not power > 0:
-            break
-        moved = descent(applied(step))
-        length = power / (step * moved).sum()
-        b2, residual = b2 + length * step, residual - length * moved
-        near = left @ residual @ right
-        before, power = power, (residual * near).sum()
-        step = near + power / before * step
-    return b2
+    return linalg.conjugate_gradients(
+        b2,
+        descent(target - applied(b2)),
+        lambda step: descent(applied(step)),
+        lambda residual: left @ residual @ right,
+        ITERATIONS,
+    )
 
 
 def _chain(b1: Tensor, core: Tensor, b2: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> FactorChain:
@@ -155,4 +155,4 @@ def reconstruct(chain: FactorChain) -> Tensor:
     return dense.reshape(last.shape[0], first.shape[1], *middle.shape[2:])
 
 
-METHOD = register(Method(NAME, (0, 1), applies, max_ranks, cost, project, factor, regress, reconstruct))
+METHOD = register(Method(NAME, MODES, applies, max_ranks, cost, losses, project, factor, regress, reconstruct))

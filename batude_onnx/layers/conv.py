@@ -58,10 +58,12 @@ def outline(node: ir.Node, shapes: Shapes) -> tuple[tuple[int, ...], Geometry]:
     return shape, geometry_of(node, max(0, len(shape) - 2))
 
 
-def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int]:
-    """Output and input positions of one run; 0 where shapes are unknown."""
+def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int, int]:
+    """Output and input positions of one run, and those of the output along the first axis and the input along the others; 0
+    where shapes are unknown."""
     out, into = shapes.get(str(node.outputs[0].name)), shapes.get(str(node.inputs[0].name)) if node.inputs[0] else None
-    return (0 if out is None else out[0] * prod(out[2:])), (0 if into is None else into[0] * prod(into[2:]))
+    halfway = 0 if out is None or into is None else out[0] * prod(out[2:3]) * prod(into[3:])
+    return 0 if out is None else out[0] * prod(out[2:]), 0 if into is None else into[0] * prod(into[2:]), halfway
 
 
 def macs(node: ir.Node, shapes: Shapes) -> int | None:

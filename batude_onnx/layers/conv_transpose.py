@@ -26,10 +26,10 @@ def outline(node: ir.Node, shapes: Shapes) -> tuple[tuple[int, ...], Geometry]:
     return (shape[1] * geometry.groups, shape[0] // geometry.groups, *shape[2:]), geometry
 
 
-def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int]:
+def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int, int]:
     """The kernel is applied once at each *input* position."""
     into = conv.positions(node, shapes)[1]
-    return into, into
+    return into, into, into
 
 
 def macs(node: ir.Node, shapes: Shapes) -> int | None:

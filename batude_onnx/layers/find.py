@@ -25,11 +25,12 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
         kind = kind_of(node)
         if kind is None:
             continue
-        out, into = kind.positions(node, shapes)
+        out, into, halfway = kind.positions(node, shapes)
         data = "" if node.inputs[0] is None else str(node.inputs[0].name)
         shape, geometry = kind.outline(node, shapes)
         blank = Site(
-            str(node.outputs[0].name), node.name or "", node.op_type, "", None, shape, geometry, out, into, None, data=data
+            str(node.outputs[0].name), node.name or "", node.op_type, "", None, shape, geometry, out, into, None, data=data,
+            halfway_positions=halfway,
         )  # fmt: skip
         try:
             described = kind.describe(node)

@@ -73,11 +73,11 @@ def outline(node: ir.Node, shapes: Shapes) -> tuple[tuple[int, ...], Geometry]:
     return shape[-2:] if _stored_as_is(node) else shape[-2:][::-1], Geometry.pointwise(0)
 
 
-def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int]:
+def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int, int]:
     """Rows of the left factor, over all leading axes."""
     out = shapes.get(str(node.outputs[0].name))
     count = 0 if out is None else prod(out[:-1])
-    return count, count
+    return count, count, count
 
 
 def macs(node: ir.Node, shapes: Shapes) -> int | None:

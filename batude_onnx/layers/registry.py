@@ -39,7 +39,8 @@ class LayerKind:
     `describe(node)`: the layer, or raises `Whole`.
     `outline(node, shapes)`: the canonical shape, () where it is unknown, and the geometry, also of a node that is left alone.
     `macs(node, shapes)`: multiply-accumulates of one run, None where shapes are unknown.
-    `positions(node, shapes)`: how often the kernel is applied, on the output's and on the input's side.
+    `positions(node, shapes)`: how often the kernel is applied, on the output's and on the input's side, and how often one that
+    walks over the first spatial axis alone is.
     `chain(node, chain, maker)`: the nodes that compute the chain; `maker` names values and adds initializers.
     """
 
@@ -47,7 +48,7 @@ class LayerKind:
     describe: Callable[[ir.Node], Description]
     outline: Callable[[ir.Node, Shapes], tuple[tuple[int, ...], Geometry]]
     macs: Callable[[ir.Node, Shapes], int | None]
-    positions: Callable[[ir.Node, Shapes], tuple[int, int]]
+    positions: Callable[[ir.Node, Shapes], tuple[int, int, int]]
     chain: Callable[[ir.Node, FactorChain, Maker], list[ir.Node]] | None
 
 

@@ -101,12 +101,13 @@ def difference_table(comparison: Comparison) -> Table:
 
 
 def rank_table(verdict: Verdict) -> Table:
-    """What became of each layer: the ranks of those replaced, and the reason of those left whole."""
+    """What became of each layer: ranks and method of those replaced, and the reason of those left whole."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", overflow="fold")
     table.add_column("ranks", no_wrap=True)
+    table.add_column("method", no_wrap=True)
     for key, ranks in verdict.ranks.items():
-        table.add_row(key, " x ".join(map(str, ranks)))
+        table.add_row(key, " x ".join(map(str, ranks)), verdict.methods[key])
     for key, reason in verdict.whole.items():
         table.add_row(key, f"whole: {reason}")
     return table

@@ -39,7 +39,8 @@ class Recipe:
     """How a network is compressed.
 
     `rules`: how ranks are chosen and weights projected. `measures`: whether the moments of each layer's inputs and gradients,
-    and the damage that its truncation does, are measured first. `share`: part of all epochs that goes to
+    and the damage that its truncation does, are measured first. `formats`: whether each layer is factored by the method that
+    loses least of it, or all by the first one that applies. `share`: part of all epochs that goes to
     BC-ADL, the rest fine-tunes the factors. `penalty`: lambda at the start and at the end of BC-ADL, geometric in between, so
     that it reaches its end in a run of any length. `solve_every`: mini-batches from one Z to the next; in a short run they are
     fewer, so that there are `least_solves` of them. `freeze`: progress of
@@ -49,6 +50,7 @@ class Recipe:
     name: str
     rules: RulesMaker
     measures: bool
+    formats: bool
     share: float
     penalty: tuple[float, float]
     solve_every: int
@@ -85,6 +87,7 @@ register(
         name="default",
         rules=MeasuredRules,
         measures=True,
+        formats=True,
         share=0.2,
         penalty=(0.01, 3.0),
         solve_every=25,
@@ -102,6 +105,7 @@ register(
         name="paper",
         rules=PaperRules,
         measures=False,
+        formats=False,
         share=0.5,
         penalty=(1e-3, 1e-3),
         solve_every=1,

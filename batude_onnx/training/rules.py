@@ -23,9 +23,9 @@ def _site(sites: Sequence[Site], key: str) -> Site:
 
 def share_lost(site: Site, weight: Tensor, metric: Metric | None) -> FloatArray:
     """Which share of a layer's squared norm, in the metric, is lost at each combination of its ranks: [r1 - 1, r2 - 1, ...]."""
-    white = linalg.whiten(linalg.stack(weight.detach().cpu(), site.geometry.groups), metric)
-    scale = float(white.square().sum()) or 1.0
-    lost: FloatArray = (linalg.joint_losses(white, method_of(site).modes) / scale).numpy()
+    held, groups = weight.detach().cpu(), site.geometry.groups
+    scale = float(linalg.whiten(linalg.stack(held, groups), metric).square().sum()) or 1.0
+    lost: FloatArray = (method_of(site).losses(held, groups, metric) / scale).numpy()
     return lost
 
 

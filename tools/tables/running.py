@@ -65,6 +65,7 @@ def run(row: Row, models: Path, data: Path, results: Path, device: str, watch: W
         "after": {**asdict(comparison.cost_other), "top1": comparison.quality_other["top1"]},
         "agreement": comparison.quality_other["top1_agreement"],
         "ranks": verdict.ranks,
+        "methods": verdict.methods,
         "seconds": verdict.facts["seconds"],
         "training_samples": verdict.facts["training_samples"],
         "hardware": hardware(device),

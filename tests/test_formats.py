@@ -1,0 +1,98 @@
+"""Methods chosen layer by layer, and the plan that follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from batude_onnx.budget.problem import fixed_cost, price
+from batude_onnx.decomposition import alternatives, method_of
+from batude_onnx.records import Budget, Cost, RankPlan
+from batude_onnx.training import formats, planning
+from batude_onnx.training.compressing import current_weights
+from batude_onnx.training.recipe import RECIPES
+from tests.importer_graphs import floats, imported
+from tests.small_models import conv_model, network, site, sites_of
+
+SHAPE = (12, 10, 3, 3)
+# A layer of shared channels, and one of shared lines, each of rank 2 in its own way and of nothing less in the other's.
+CHANNELS = np.einsum("sa,abij,bc->scij", floats(12, 2), floats(2, 2, 3, 3, seed=1), floats(2, 10, seed=2)).astype(np.float32)
+LINES = np.einsum("sjr,rci->scij", floats(12, 3, 2), floats(2, 10, 3, seed=1)).astype(np.float32)
+WEIGHTS = {"channels": torch.from_numpy(CHANNELS), "lines": torch.from_numpy(LINES)}
+SITES = [site(key, SHAPE) for key in WEIGHTS]
+WHOLE = Cost(2 * 1080 + 50, 0)
+
+
+def test_each_layer_gets_the_method_that_loses_least_of_it() -> None:
+    assert [made.method for made in SITES] == ["tucker2", "tucker2"]
+    allowed = dict.fromkeys(WEIGHTS, 140.0)
+    chosen = formats.choose(SITES, WEIGHTS, {}, "params", allowed)
+    assert [made.method for made in chosen] == ["tucker2", "separable"]
+    # Chosen once more from what was chosen, nothing changes: the first method stays among the alternatives.
+    assert formats.choose(chosen, WEIGHTS, {}, "params", allowed) == chosen
+    swapped = {"channels": WEIGHTS["lines"], "lines": WEIGHTS["channels"]}
+    assert [made.method for made in formats.choose(chosen, swapped, {}, "params", allowed)] == ["separable", "tucker2"]
+
+
+def test_a_layer_without_an_allowance_keeps_its_method() -> None:
+    chosen = formats.choose(SITES, WEIGHTS, {}, "params", {"channels": 140.0})
+    assert [made.method for made in chosen] == ["tucker2", "tucker2"]
+
+
+def test_layers_of_one_method_pass_through() -> None:
+    made = site("y", (6, 11))
+    assert formats.choose([made], {"y": torch.from_numpy(floats(6, 11))}, {}, "params", {"y": 30.0}) == [made]
+
+
+@pytest.mark.parametrize("metric", ["params", "macs"])
+def test_allowances_of_layers_alike_are_the_budget(metric: str) -> None:
+    sites = [site("a", SHAPE, positions=9), site("b", (6, 5, 3, 3), positions=4)]
+    whole = Cost(2000, 20000)
+    allowed = formats.alike(sites, Budget(metric, 900, "900"), whole)
+    assert sum(allowed.values()) == pytest.approx(900 - fixed_cost(whole, sites).of(metric))
+    assert allowed["a"] / allowed["b"] == pytest.approx(price(sites[0], None, metric) / price(sites[1], None, metric))
+
+
+def test_a_planned_layer_is_allowed_its_price() -> None:
+    plan = RankPlan({"channels": (2, 2), "lines": None}, Cost(0, 0))
+    assert formats.planned(SITES, plan, "params") == {"channels": 2 * 12 + 2 * 10 + 4 * 9}
+
+
+def test_a_plan_is_made_of_the_chosen_methods() -> None:
+    recipe = replace(RECIPES["default"], measures=False)
+    whole = Cost(1080 + 12, 0)
+    for weight, name in ((CHANNELS, "tucker2"), (LINES, "separable")):
+        model = conv_model(weight, floats(12), (6, 6))
+        budget = Budget("params", 170, "170")
+        sites, rules, plan = planning.plan_layers(
+            imported(model), sites_of(model), budget, whole, recipe, {}, [], lambda *_: None
+        )
+        assert [made.method for made in sites] == [name]
+        assert plan.cost.params <= 170
+        near = rules.nearest("y", (torch.from_numpy(weight),), plan.chosen()["y"])[0]
+        torch.testing.assert_close(near, torch.from_numpy(weight), rtol=0, atol=1e-5)
+
+
+def test_all_layers_that_change_their_method_are_measured_again() -> None:
+    model = network()
+    net, sites = imported(model), sites_of(model)
+    x = [torch.from_numpy(floats(32, 3, 8, 8))]
+    whole = Cost(sum(made.params for made in sites), 0)
+    budget = Budget("params", whole.params // 2, "2x")
+    reports: list[tuple[int, int]] = []
+    recipe = RECIPES["default"]
+    chosen, rules, plan = planning.plan_layers(net, sites, budget, whole, recipe, {}, x, lambda k, of: reports.append((k, of)))
+    first = formats.choose(sites, current_weights(net, sites), {}, "params", formats.alike(sites, budget, whole))
+    changed = sum(one.method != other.method for one, other in zip(first, chosen, strict=True))
+    expected = [(k, len(sites)) for k in range(1, len(sites) + 1)] + [(k, changed) for k in range(1, changed + 1)]
+    assert reports == expected
+    assert plan.cost.params <= budget.limit
+    for made in chosen:
+        assert made in alternatives(next(old for old in sites if old.key == made.key))
+        ranks = plan.ranks[made.key]
+        assert ranks is None or len(ranks) == len(method_of(made).max_ranks(made.shape, made.geometry.groups))
+    plain, _, _ = planning.plan_layers(net, sites, budget, whole, replace(recipe, formats=False), {}, x, lambda *_: None)
+    assert plain == sites
