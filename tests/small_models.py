@@ -85,6 +85,19 @@ def network(seed: int = 0, *, classes: int = 5) -> onnx.ModelProto:
     return model_of(nodes, [x], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", classes])], held)
 
 
+def a_layer_without_gradient() -> onnx.ModelProto:
+    """Two convolutions of one input; what u gives only an ArgMax reads."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"]),
+        helper.make_node("Conv", ["x", "u"], ["s"]),
+        helper.make_node("ArgMax", ["s"], ["z"], axis=1),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 5, 5])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, 3, 3])
+    z = helper.make_tensor_value_info("z", TensorProto.INT64, ["N", 1, 3, 3])
+    return model_of(nodes, [x], [y, z], {"w": floats(4, 4, 3, 3), "u": floats(4, 4, 3, 3, seed=1)})
+
+
 def sites_of(model: onnx.ModelProto) -> list[Site]:
     """All layers, each with its method or its reason."""
     graph = ir.from_proto(model)

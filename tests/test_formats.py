@@ -84,7 +84,7 @@ def test_all_layers_that_change_their_method_are_measured_again() -> None:
     budget = Budget("params", whole.params // 2, "2x")
     reports: list[tuple[int, int]] = []
     recipe = RECIPES["default"]
-    chosen, rules, plan = planning.plan_layers(net, sites, budget, whole, recipe, {}, x, lambda k, of: reports.append((k, of)))
+    chosen, _, plan = planning.plan_layers(net, sites, budget, whole, recipe, {}, x, lambda k, of: reports.append((k, of)))
     first = formats.choose(sites, current_weights(net, sites), {}, "params", formats.alike(sites, budget, whole))
     changed = sum(one.method != other.method for one, other in zip(first, chosen, strict=True))
     expected = [(k, len(sites)) for k in range(1, len(sites) + 1)] + [(k, changed) for k in range(1, changed + 1)]

@@ -16,7 +16,8 @@ from tests.small_models import network, site, sites_of
 from tools.tables import baselines
 from tools.tables.baselines import PlainRules, scaled
 from tools.tables.rendering import load, render
-from tools.tables.rows import METHODS, ROWS
+from tools.tables.rows import METHODS, ROWS, Row
+from tools.tables.running import finished
 from tools.tables.variants import GROUPS
 from tools.tables.vbmf import evbmf_rank
 
@@ -36,6 +37,7 @@ def test_every_result_is_a_row_that_says_what_it_ran_on() -> None:
     for path in (ROOT / "results").glob("*.json"):
         record = json.loads(path.read_text())
         assert path.stem in names
+        assert finished(Row(**record["row"]), path.parent), f"{path.stem} was made by settings that are no longer in force"
         assert {"row", "before", "after", "seconds", "hardware", "versions", "test_images"} <= set(record)
 
 

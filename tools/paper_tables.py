@@ -3,8 +3,8 @@
     python -m tools.paper_tables run [--only TEXT] [--device cuda]
     python -m tools.paper_tables render
 
-The tables come first, then the ablations. A row is run once: its JSON file under results/ says that it is done. Rows run one at a
-time; a killed one is run again.
+The tables come first, then the ablations. A row is run once: its JSON file under results/ says that it is done, and by which
+settings; it is run again when these have changed. Rows run one at a time; a killed one is run again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from batude_onnx.errors import BatudeError
 from batude_onnx.report import ConsoleWatch
 from tools.tables.rendering import load, render
 from tools.tables.rows import MODELS, ROWS
-from tools.tables.running import locate, run
+from tools.tables.running import finished, locate, run
 from tools.tables.variants import GROUPS
 
 RESULTS = Path("results")
@@ -39,10 +39,12 @@ def run_rows(only: str, models: Path, data: Path, device: str) -> None:
     """Run the rows that have no result yet."""
     failed = 0
     for row in dict.fromkeys((*ROWS, *(row for group in GROUPS for row in group.rows()))):
-        if only not in row.name or (RESULTS / f"{row.name}.json").exists():
+        if only not in row.name or finished(row, RESULTS):
             continue
         model = MODELS[row.model]
-        missing = [path for path in (locate(model.file, models), data / f"{model.data}.npz") if not path.exists()]
+        wanted = [locate(model.file, models), data / f"{model.data}.npz"]
+        wanted += [data / model.pictures] if model.pictures else []
+        missing = [path for path in wanted if not path.exists()]
         if missing:
             click.echo(f"{row.name}: not run, {', '.join(map(str, missing))} is not there")
             continue

@@ -10,6 +10,7 @@ FOLDER of `score` holds NAME_GT.bmp and NAME_GT_scale_K.bmp, the latter shrunk a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -75,6 +76,26 @@ def cut_patches(folder: Path, count: int, size: int, seed: int) -> Luma:
     return np.stack(patches)[:, None]
 
 
+def pairs_of(folder: Path, scale: int) -> list[tuple[Luma, Luma]]:
+    """The pictures of `folder` as (enlarged again by `scale`, true)."""
+    pairs = []
+    for path in sorted(folder.glob("*_GT.bmp")):
+        soft = path.with_name(f"{path.stem}_scale_{scale}.bmp")
+        if soft.exists():
+            pairs.append((luma(read(soft)), luma(read(path))))
+    if not pairs:
+        raise click.ClickException(f"{folder}: holds no NAME_GT.bmp with NAME_GT_scale_{scale}.bmp")
+    return pairs
+
+
+def mean_psnr(model: Path, pairs: Sequence[tuple[Luma, Luma]], scale: int) -> float:
+    """Of `model` over `pairs`, in dB."""
+    session = open_session(model)
+    name = session.input_names[0]
+    made = [session.run({name: soft[None, None]})[session.output_names[0]][0, 0] for soft, _ in pairs]
+    return float(np.mean([psnr(image, truth, scale) for image, (_, truth) in zip(made, pairs, strict=True)]))
+
+
 @click.group()
 def main() -> None:
     """Patches and PSNR for super-resolution networks."""
@@ -100,21 +121,10 @@ def patches(folder: Path, output: Path, count: int, size: int, seed: int) -> Non
 @click.option("--scale", default=2, show_default=True)
 def score(folder: Path, models: tuple[Path, ...], scale: int) -> None:
     """Mean PSNR of each of MODELS over the pictures in FOLDER."""
-    pairs = []
-    for path in sorted(folder.glob("*_GT.bmp")):
-        soft = path.with_name(f"{path.stem}_scale_{scale}.bmp")
-        if soft.exists():
-            pairs.append((luma(read(soft)), luma(read(path))))
-    if not pairs:
-        raise click.ClickException(f"{folder}: holds no NAME_GT.bmp with NAME_GT_scale_{scale}.bmp")
+    pairs = pairs_of(folder, scale)
     click.echo(f"bicubic {np.mean([psnr(soft, truth, scale) for soft, truth in pairs]):.2f} dB")
     for path in models:
-        session = open_session(path)
-        name = session.input_names[0]
-        values = [
-            psnr(session.run({name: soft[None, None]})[session.output_names[0]][0, 0], truth, scale) for soft, truth in pairs
-        ]
-        click.echo(f"{path.name} {np.mean(values):.2f} dB over {len(values)} pictures")
+        click.echo(f"{path.name} {mean_psnr(path, pairs, scale):.2f} dB over {len(pairs)} pictures")
 
 
 if __name__ == "__main__":

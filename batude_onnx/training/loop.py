@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from batude_onnx.errors import TrainingError
 from batude_onnx.importer import GraphNet
+from batude_onnx.training.averaging import Average
 from batude_onnx.training.batches import Batches
 from batude_onnx.training.losses import Objective
 from batude_onnx.training.precision import autocast
@@ -134,6 +135,7 @@ def train(
     channels_last(net)
     channels_last(teacher)
     teacher.eval()
+    average = Average(net, phase.average) if phase.average else None
     while done < 1:
         net.train()
         total, hits, seen, first = 0.0, 0, 0, step
@@ -141,7 +143,7 @@ def train(
             if done >= 1:
                 break
             for group in optimizer.param_groups:
-                group["lr"] = phase.rate(done, step / len(batches))
+                group["lr"] = phase.rate(done, step / len(batches), steps)
             hooks.before(step, done)
             loss, outputs, target = step_of(net, teacher, recipe.objective, x, labels, keys)
             optimizer.zero_grad(set_to_none=True)
@@ -149,6 +151,8 @@ def train(
             for parameter, added in hooks.gradients():
                 parameter.grad = added.clone() if parameter.grad is None else parameter.grad + added
             optimizer.step()
+            if average is not None:
+                average.add(net, step + 1, steps)
             value = float(loss.detach())
             if value != value or value in (float("inf"), float("-inf")):
                 raise TrainingError(f"the loss became {value} in step {step + 1} of {name}: check the data, or lower the budget")
@@ -173,5 +177,7 @@ def train(
             )
             report(last)
         history.append(last.row())
+    if average is not None:
+        average.put(net)
     net.eval()
     return history

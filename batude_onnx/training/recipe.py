@@ -16,19 +16,30 @@ from batude_onnx.training.sensitivity import Curve
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training: its peak learning rate and how it moves. `progress` runs from 0 to 1."""
+    """One stretch of training: its peak learning rate and how it moves.
+
+    `lr`: the peak in a run of a thousand mini-batches; it grows with the power `growth` of their number, since a short run must
+    stay near to where it starts and a long one need not. `average`: what comes out is an average of the weights over about this
+    share of the stretch; 0 takes the last ones.
+    """
 
     lr: float
     warmup: float = 0.2
     decay_epochs: int | None = None
+    growth: float = 0.0
+    average: float = 0.0
 
-    def rate(self, progress: float, epoch: float) -> float:
-        """One cycle of cosines (Smith & Topin, 2018); or, with `decay_epochs`, a tenth each time so many epochs have passed."""
+    def rate(self, progress: float, epoch: float, steps: int) -> float:
+        """One cycle of cosines (Smith & Topin, 2018); or, with `decay_epochs`, a tenth each time so many epochs have passed.
+
+        `progress` of the stretch, which has `steps` mini-batches, runs from 0 to 1.
+        """
         if self.decay_epochs is not None:
             return float(self.lr * 0.1 ** int(epoch / self.decay_epochs))
+        peak = float(self.lr * (steps / 1000) ** self.growth)
         if progress < self.warmup:
-            return self.lr * (0.04 + 0.96 * (1 - cos(pi * progress / self.warmup)) / 2)
-        return self.lr * (1e-4 + (1 - 1e-4) * (1 + cos(pi * (progress - self.warmup) / (1 - self.warmup))) / 2)
+            return peak * (0.04 + 0.96 * (1 - cos(pi * progress / self.warmup)) / 2)
+        return peak * (1e-4 + (1 - 1e-4) * (1 + cos(pi * (progress - self.warmup) / (1 - self.warmup))) / 2)
 
 
 RulesMaker = Callable[[Sequence[Site], Budget, Cost, Mapping[str, Metric], Mapping[str, Curve]], Rules]
@@ -93,9 +104,8 @@ register(
         solve_every=25,
         freeze=0.6,
         refit=True,
-        # Both start close to a solution: on held-out images a peak of 0.02 and more threw away what re-fitting had gained.
-        bcadl=Phase(lr=0.01),
-        finetune=Phase(lr=0.01, warmup=0.1),
+        bcadl=Phase(lr=0.01, growth=0.5),
+        finetune=Phase(lr=0.01, warmup=0.1, growth=0.5, average=0.03),
     )
 )
 

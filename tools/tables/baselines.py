@@ -13,7 +13,7 @@ from batude_onnx.budget.problem import fixed_cost, plan_of, price, require_feasi
 from batude_onnx.decomposition import Metric, linalg, method_of
 from batude_onnx.records import Budget, Cost, RankPlan, Site
 from batude_onnx.training.bcadl import Copies
-from batude_onnx.training.recipe import RECIPES, Phase, register
+from batude_onnx.training.recipe import RECIPES, register
 from batude_onnx.training.rules import MeasuredRules
 from batude_onnx.training.sensitivity import Curve
 from tools.tables.vbmf import evbmf_rank
@@ -96,7 +96,7 @@ class SolvedRules(PlainRules):
 
 DEFAULT = RECIPES["default"]
 # Plain factors start far from the original network. That they want larger steps than re-fitted ones is a guess so far.
-FAR = Phase(lr=0.05, warmup=0.1)
+FAR = replace(DEFAULT.finetune, lr=0.03)
 PLAIN = replace(DEFAULT, measures=False, formats=False, share=0.0, refit=False, finetune=FAR)
 register(replace(PLAIN, name="std-tucker", rules=UniformRules))
 register(replace(PLAIN, name="vbmf", rules=VbmfRules))

@@ -84,7 +84,7 @@ def _short(results: Results, model: str, budget: str, methods: Sequence[str]) ->
 def _untrained(results: Results) -> str:
     rows = []
     for row in ROWS:
-        if row.epochs:
+        if row.epochs or MODELS[row.model].pictures:
             continue
         record = results.get(row.name)
         filled = ["not run", "", "", ""]
@@ -95,6 +95,25 @@ def _untrained(results: Results) -> str:
             ]  # fmt: skip
         rows.append([row.budget, *filled])
     return table(["params budget", "top-1 %", "change", "unlabelled images", "s"], rows)
+
+
+def _pictures(results: Results) -> str:
+    rows = []
+    for row in ROWS:
+        if not MODELS[row.model].pictures:
+            continue
+        record = results.get(row.name)
+        filled = ["not run", "", "", "", ""]
+        if record is not None:
+            before, after = record["before"], record["after"]
+            filled = [
+                f"{before['psnr']:.2f} → {after['psnr']:.2f}", f"{after['psnr'] - before['psnr']:+.2f}",
+                f"{before['params'] / after['params']:.2f}x / {before['macs'] / after['macs']:.2f}x",
+                f"{record['latency']['ratio']:.2f}x", f"{record['seconds']:.0f}",
+            ]  # fmt: skip
+        rows.append([MODELS[row.model].title, row.budget, f"{row.epochs:g}", *filled])
+    head = ["model", "MACs budget", "epochs", "PSNR, dB", "change", "params / MACs", "as fast", "s"]
+    return table(head, rows)
 
 
 def _ablation(results: Results, group: Group) -> str:
@@ -135,6 +154,7 @@ def render(results: Results) -> str:
         _short(results, "resnet20-c10", "2.6x", METHODS),
         f"## {model}, 6.8x parameters, {SHORT:g} epochs\n", _short(results, "resnet20-c10", "6.8x", ["default"]),
         f"## Nothing trained: {model}\n", _untrained(results),
+        "## Super-resolution: distilled from patches, no ground truth\n", _pictures(results),
         f"## Ablations: {MODELS[MODEL].title}, {BUDGET} parameters\n",
         "The default recipe with one thing changed (`tools/tables/variants.py`), on the held-out images.\n",
         *(_ablation(results, group) for group in GROUPS),

@@ -8,12 +8,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Model:
-    """A network to compress: `file` is relative to the project's root, or to the folder given with `--models`."""
+    """A network to compress: `file` is relative to the project's root, or to the folder given with `--models`.
+
+    `pictures`: a folder beside the data, where the network is scored by PSNR on pictures instead of by accuracy.
+    """
 
     name: str
     title: str
     data: str
     file: Path
+    pictures: str | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `limit`: training samples used, None for all; with 0 epochs nothing is trained."""
+    """One run. `limit`: training samples used, None for all; with 0 epochs nothing is trained. `metric`: the budget's."""
 
     model: str
     budget: str
@@ -40,6 +44,7 @@ class Row:
     epochs: float
     seed: int
     limit: int | None = None
+    metric: str = "params"
 
     @property
     def name(self) -> str:
@@ -57,6 +62,7 @@ MODELS = {
             "resnet20-dev", "ResNet-20, CIFAR-10 without held-out images", "cifar10-dev", Path("models/resnet20-cifar10-dev.onnx")
         ),
         Model("resnet32-c100", "ResNet-32, CIFAR-100", "cifar100", Path("models/resnet32-cifar100.onnx")),
+        Model("vdsr", "VDSR, Set5 x2", "patches", Path("sr_vdsr.onnx"), "set5"),
     )
 }
 
@@ -73,10 +79,13 @@ PAPER = (
 
 METHODS = ("std-tucker", "vbmf", "admm-tucker", "solve-then-finetune", "paper", "default")
 SHORT, LONG = 10.0, 40.0
+# Of the pictures on which super-resolution is scored.
+SCALE = 2
 
 # In the order in which they are run: the ones that say most come first.
 ROWS = (
     *(Row("resnet20-c10", budget, "default", 0.0, 0, 600) for budget in ("1.5x", "2x", "2.6x")),
+    *(Row("vdsr", budget, "default", epochs, 0, None, "macs") for epochs in (0.0, 2.0) for budget in ("2x", "3x")),
     *(Row("resnet20-c10", "2.6x", method, SHORT, seed) for seed in (0, 1) for method in reversed(METHODS)),
     *(Row("resnet20-c10", "6.8x", "default", SHORT, seed) for seed in (0, 1)),
     *(Row(target.model, target.budget, "default", LONG, 0) for target in PAPER),

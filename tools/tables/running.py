@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,9 +17,11 @@ from batude_onnx.loading.writing import write_atomically
 from batude_onnx.pipeline import compress
 from batude_onnx.report import to_json
 from batude_onnx.settings import Settings, Source, Watch
+from batude_onnx.training.recipe import RECIPES
+from tools.super_resolution import mean_psnr, pairs_of
 from tools.tables import baselines as baselines
 from tools.tables import variants as variants
-from tools.tables.rows import MODELS, Row
+from tools.tables.rows import MODELS, SCALE, Row
 
 PACKAGES = ("batude-onnx", "torch", "onnx", "onnx-ir", "numpy")
 
@@ -36,6 +41,22 @@ def _cpu() -> str:
     return f"{capabilities.get('cpu_name', platform.processor())} ({', '.join(wide)})"
 
 
+def _scores(quality: Mapping[str, float]) -> dict[str, float]:
+    return {name: quality[name] for name in ("top1", "top1_agreement", "psnr") if name in quality}
+
+
+def described(method: str) -> dict[str, Any]:
+    """The settings behind a method's name, as JSON gives them back."""
+    recipe = RECIPES[method]
+    return dict(json.loads(to_json({**asdict(recipe), "rules": recipe.rules.__name__})))
+
+
+def finished(row: Row, results: Path) -> bool:
+    """Whether there is a result of this row, by its recipe as it is now."""
+    path = results / f"{row.name}.json"
+    return path.exists() and json.loads(path.read_text())["recipe"] == described(row.method)
+
+
 def locate(file: Path, models: Path) -> Path:
     """Where a model lies: in the folder of published weights, or in the project."""
     return models / file if (models / file).exists() else file
@@ -50,6 +71,7 @@ def run(row: Row, models: Path, data: Path, results: Path, device: str, watch: W
         model=locate(model.file, models),
         output=output,
         budget=row.budget,
+        metric=row.metric,
         data=Source(data / f"{model.data}.npz", row.limit),
         epochs=row.epochs,
         recipe=row.method,
@@ -58,12 +80,19 @@ def run(row: Row, models: Path, data: Path, results: Path, device: str, watch: W
     )
     verdict = compress(settings, watch)
     comparison = verdict.comparison
+    before, after = dict(comparison.quality_original), dict(comparison.quality_other)
+    count = after["n"]
+    if model.pictures:
+        pairs = pairs_of(data / model.pictures, SCALE)
+        before["psnr"], after["psnr"] = (mean_psnr(path, pairs, SCALE) for path in (settings.model, output))
+        count = len(pairs)
     record = {
         "row": asdict(row),
-        "test_images": comparison.quality_other["n"],
-        "before": {**asdict(comparison.cost_original), "top1": comparison.quality_original["top1"]},
-        "after": {**asdict(comparison.cost_other), "top1": comparison.quality_other["top1"]},
-        "agreement": comparison.quality_other["top1_agreement"],
+        "recipe": described(row.method),
+        "test_images": count,
+        "before": {**asdict(comparison.cost_original), **_scores(before)},
+        "after": {**asdict(comparison.cost_other), **_scores(after)},
+        "latency": comparison.latency,
         "ranks": verdict.ranks,
         "methods": verdict.methods,
         "seconds": verdict.facts["seconds"],

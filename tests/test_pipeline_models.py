@@ -1,0 +1,223 @@
+"""The whole run on other kinds of models: several inputs, BatchNorm, layouts, types, open sizes, shared biases, functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from batude_onnx.errors import (
+    BudgetError,
+    DataError,
+    ModelError,
+    UnsupportedError,
+)
+from batude_onnx.pipeline import compress
+from tests.layer_models import LAYERS, one_node, shortcut, values
+from tests.loading_models import FLOAT, conv_bn, model_of
+from tests.pipelines import agree, check, half, saved, settings_for, stored
+
+
+def two_inputs(folder: Path, second: list[int | str]) -> Path:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Mul", ["a", "s"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", FLOAT, ["N", 8, 9, 8]), helper.make_tensor_value_info("s", FLOAT, second)]
+    out = helper.make_tensor_value_info("y", FLOAT, ["N", 12, 9, 8])
+    return saved(model_of(nodes, inputs, [out], {"w": values(12, 8, 3, 3)}), folder)
+
+
+@pytest.mark.parametrize("second", [["N", 12, 1, 1], [12, 1, 1], [1], []], ids=str)
+def test_two_inputs_without_data(tmp_path: Path, second: list[int | str]) -> None:
+    settings = settings_for(two_inputs(tmp_path, second), tmp_path, "2x")
+    verdict = compress(settings)
+    check(verdict, settings)
+    assert list(verdict.ranks) == ["y"] or list(verdict.ranks) == ["a"]
+
+
+def test_data_for_two_inputs_is_refused(cifar_slice: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="one input, and the model has 2: run without --data"):
+        compress(settings_for(two_inputs(tmp_path, [1]), tmp_path, "2x", cifar_slice))
+
+
+def eights(folder: Path) -> Path:
+    path = folder / "eights.npz"
+    np.savez(path, x_train=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    return path
+
+
+@pytest.mark.parametrize("simplify", [True, False])
+@pytest.mark.parametrize("with_data", [True, False])
+def test_batchnorm_that_is_still_there(tmp_path: Path, simplify: bool, with_data: bool) -> None:
+    """And an output that is no classifier's."""
+    settings = settings_for(
+        saved(conv_bn(), tmp_path), tmp_path, "1.5x", eights(tmp_path) if with_data else None, epochs=1.0, simplify=simplify
+    )
+    verdict = compress(settings)
+    after = check(verdict, settings)
+    operators = [node.op_type for node in after.graph.node]
+    (ranks,) = verdict.ranks.values()
+    # A core has as many neighbours as ranks.
+    assert operators == ["Conv"] * (len(ranks) + 1) + ([] if simplify else ["BatchNormalization"]) + ["Relu"]
+    assert after.doc_string == "a model"
+    assert {prop.key for prop in after.metadata_props} >= {"licence"}
+    if with_data:
+        assert set(verdict.comparison.quality_other) == {"n", "cosine"}
+
+
+def nhwc() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["t", "w", "b"], ["c"], pads=[0, 1, 2, 1], strides=[2, 1]),
+        helper.make_node("Transpose", ["c"], ["y"], perm=[0, 2, 3, 1]),
+    ]
+    return one_node(nodes, (2, 9, 8, 6), (2, 5, 8, 12), {"w": values(12, 6, 3, 3), "b": values(12)})
+
+
+def audio() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], strides=[2], dilations=[2]),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "w2", "b2"], ["c"], auto_pad="SAME_UPPER"),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w3"], ["y"]),
+    ]
+    held = {"w1": values(16, 2, 9), "w2": values(24, 16, 5), "b2": values(24), "w3": values(24, 12)}
+    return one_node(nodes, (2, 2, 100), (2, 12), held)
+
+
+@pytest.mark.parametrize("make", [nhwc, audio, shortcut, LAYERS["conv3d"].model, LAYERS["grouped"].model])
+def test_other_kinds_of_models_without_data(tmp_path: Path, make: Callable[[], onnx.ModelProto]) -> None:
+    proto = make()
+    settings = settings_for(saved(proto, tmp_path), tmp_path, "1.6x")
+    verdict = compress(settings)
+    check(verdict, settings)
+    assert verdict.ranks
+
+
+def test_a_one_dimensional_network_is_trained_on_floats(tmp_path: Path) -> None:
+    np.savez(tmp_path / "sound.npz", x_train=values(64, 2, 100), y_train=np.arange(64) % 12)
+    settings = settings_for(saved(audio(), tmp_path), tmp_path, "1.6x", tmp_path / "sound.npz", epochs=1.0)
+    verdict = compress(settings)
+    check(verdict, settings)
+    assert "top1" in verdict.comparison.quality_other
+
+
+def open_image() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["y"]),
+    ]
+    return one_node(nodes, ("N", 8, "H", "W"), ("N", 12), {"w": values(12, 8, 3, 3), "b": values(12)})  # type: ignore[arg-type]
+
+
+def test_open_image_sizes_are_given(tmp_path: Path) -> None:
+    path = saved(open_image(), tmp_path)
+    with pytest.raises(ModelError, match=r"--input-shape x=4,8,\.\.\.,\.\.\."):
+        compress(settings_for(path, tmp_path, "2x"))
+    with pytest.raises(BudgetError, match="MACs cannot be counted, since input sizes are open"):
+        compress(settings_for(path, tmp_path, "2x", metric="macs"))
+    settings = settings_for(path, tmp_path, "2x", metric="macs", inputs={"x": (2, 8, 10, 12)})
+    verdict = compress(settings)
+    check(verdict, settings)
+    assert verdict.comparison.cost_original.macs == 2 * 12 * 8 * 9 * 120
+
+
+def test_open_image_sizes_come_with_the_data(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x_train=values(40, 8, 10, 12))
+    settings = settings_for(saved(open_image(), tmp_path), tmp_path, "2x", tmp_path / "x.npz", epochs=1.0)
+    check(compress(settings), settings)
+
+
+def test_half_precision_without_data(tmp_path: Path) -> None:
+    settings = settings_for(saved(half(), tmp_path), tmp_path, "2x")
+    after = check(compress(settings), settings)
+    assert {tensor.data_type for tensor in after.graph.initializer} == {TensorProto.FLOAT16}
+
+
+def test_half_precision_is_not_trained(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x_train=values(8, 8, 9, 8))
+    with pytest.raises(UnsupportedError, match=r"input x: float16.* is not float32, which training needs"):
+        compress(settings_for(saved(half(), tmp_path), tmp_path, "2x", tmp_path / "x.npz"))
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["h", "w"], ["c"]),
+        helper.make_node("Cast", ["c"], ["y"], to=FLOAT),
+    ]
+    inside = one_node(nodes, (2, 8, 9, 8), (2, 12, 7, 6), {"w": values(12, 8, 3, 3).astype(np.float16)})
+    with pytest.raises(UnsupportedError, match="weight w is stored as FLOAT16, and training needs FLOAT"):
+        compress(settings_for(saved(inside, tmp_path), tmp_path, "2x", tmp_path / "x.npz"))
+
+
+def test_weights_in_another_file(trained: Path, cifar_slice: Path, tmp_path: Path) -> None:
+    path = tmp_path / "external.onnx"
+    onnx.save(onnx.load(trained), path, save_as_external_data=True, location="weights", size_threshold=1000)
+    before = (tmp_path / "weights").read_bytes()
+    for simplify in (True, False):
+        settings = settings_for(path, tmp_path, "2x", cifar_slice, epochs=0.0, simplify=simplify)
+        verdict = compress(settings)
+        assert stored(settings.output) == verdict.comparison.cost_other.params <= verdict.budget.limit
+    assert (tmp_path / "weights").read_bytes() == before
+    other = tmp_path / "plain"
+    other.mkdir()
+    compress(settings_for(trained, other, "2x", cifar_slice, epochs=0.0, simplify=False))
+    agree(other / "out.onnx", settings.output, values(2, 3, 32, 32), 1e-5)
+
+
+@pytest.mark.parametrize("epochs", [0.0, 0.5])
+def test_the_same_seed_gives_the_same_file(trained: Path, cifar_slice: Path, tmp_path: Path, epochs: float) -> None:
+    files = []
+    for seed in (3, 3, 4):
+        settings = settings_for(trained, tmp_path, "2x", cifar_slice, epochs=epochs, seed=seed)
+        compress(settings)
+        files.append(settings.output.read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_bias_that_two_layers_share_is_budgeted_as_the_copies_that_it_becomes(tmp_path: Path, with_data: bool) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "v", "b"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    held = {"w": values(16, 4, 3, 3), "v": values(16, 16, 3, 3), "b": values(16)}
+    np.savez(tmp_path / "x.npz", x_train=values(40, 4, 9, 8))
+    settings = settings_for(
+        saved(one_node(nodes, (2, 4, 9, 8), (2, 16, 9, 8), held), tmp_path), tmp_path, "1.5x",
+        tmp_path / "x.npz" if with_data else None, epochs=1.0, simplify=False,
+    )  # fmt: skip
+    check(compress(settings), settings)
+    whole = replace(settings, budget="1x")
+    assert compress(whole).ranks == {}
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_model_with_functions(tmp_path: Path, with_data: bool) -> None:
+    """Their weights can only be trained in the place of the call."""
+    model = one_node(
+        [helper.make_node("Conv", ["x", "w", "b"], ["c"]), helper.make_node("Relu", ["c"], ["y"], name="call")],
+        (2, 4, 9, 8), (2, 6, 7, 6), {"w": values(6, 4, 3, 3), "b": values(6)},
+    )  # fmt: skip
+    scale = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(values(1, 6, 1, 1)))
+    body = [scale, helper.make_node("Mul", ["a", "k"], ["o"])]
+    model.functions.append(helper.make_function("local", "Scale", ["a"], ["o"], body, [helper.make_opsetid("", 18)]))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Scale", "local"
+    np.savez(tmp_path / "x.npz", x_train=values(40, 4, 9, 8))
+    settings = settings_for(
+        saved(model, tmp_path), tmp_path, "1.5x", tmp_path / "x.npz" if with_data else None, epochs=1.0, simplify=False
+    )
+    compress(settings)
+    after = onnx.load(settings.output)
+    assert len(after.functions) == (0 if with_data else 1)
+    assert stored(settings.output) <= 222 / 1.5 + 6
