@@ -142,7 +142,7 @@ def main() -> None:
     type=click.Choice(sorted(RECIPES)),
     default="default",
     show_default=True,
-    help="How ranks are chosen and trained; 'paper' is the literal BATUDE.",
+    help="How ranks are chosen: measured; 'batude': learned in the first epochs; 'paper': by the letter of Algorithm 1.",
 )
 @click.option("--no-augment", is_flag=True, help="Train on the images as they are: no shifts, no mirroring.")
 @click.option("--no-simplify", is_flag=True, help="Leave the rewritten graph as it is, without onnxsim.")

@@ -222,7 +222,7 @@ def test_an_output_without_a_gradient(place: Path) -> None:
 USAGE = {
     "no budget": (("compress", "model.onnx"), "Missing option '--budget'"),
     "no model": (("compress", "--budget", "2x"), "Missing argument 'MODEL'"),
-    "recipe unknown": (compress(recipe="magic"), "'magic' is not one of 'default', 'paper'"),
+    "recipe unknown": (compress(recipe="magic"), "'magic' is not one of 'batude', 'default', 'paper'"),
     "metric unknown": (compress(metric="bytes"), "'bytes' is not one of 'params', 'macs'"),
     "no such option": ((*COMPRESS, "--fast"), "No such option"),
     "epochs negative": (compress(epochs="-1"), "-1.0 is not in the range x>=0"),
@@ -313,7 +313,7 @@ def test_compress_tells_what_it_did(place: Path) -> None:
 
 
 def test_compress_with_data_shows_the_training_and_the_accuracy(place: Path) -> None:
-    result = run(*compress(data="data.npz", epochs="0.5", threads="1"))
+    result = run(*compress(data="data.npz", epochs="0.5", threads="1", recipe="batude"))
     assert (result.exit_code, result.stderr) == (0, "")
     for said in ("320 samples to train on, 160 to test on", "bc-adl: ", "fine-tuning: ", "loss ", "P ", "top-1 accuracy"):
         assert said in result.stdout

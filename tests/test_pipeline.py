@@ -28,10 +28,11 @@ from tests.pipelines import Listener, agree, check, conv_macs, floats, saved, se
     ("options", "phases"),
     [
         ({"epochs": 0.0}, set()),
-        ({"epochs": 0.5}, {"bc-adl", "fine-tuning"}),
+        ({"epochs": 0.5}, {"fine-tuning"}),
+        ({"epochs": 0.5, "recipe": "batude"}, {"bc-adl", "fine-tuning"}),
         ({"epochs": 1.0, "recipe": "paper"}, {"bc-adl", "fine-tuning"}),
         ({"epochs": 0.0, "recipe": "paper"}, set()),
-        ({"epochs": 0.5, "metric": "macs"}, {"bc-adl", "fine-tuning"}),
+        ({"epochs": 0.5, "metric": "macs"}, {"fine-tuning"}),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
@@ -82,7 +83,7 @@ def test_without_labels_agreement_is_what_counts(
 
 def test_a_run_takes_the_time_that_it_is_given(trained: Path, cifar_slice: Path, tmp_path: Path) -> None:
     listener = Listener()
-    settings = replace(settings_for(trained, tmp_path, "2x", cifar_slice), seconds=14.0)
+    settings = replace(settings_for(trained, tmp_path, "2x", cifar_slice), seconds=14.0, recipe="batude")
     verdict = compress(settings, listener)
     check(verdict, settings)
     assert set(listener.phases) == {"bc-adl", "fine-tuning"}

@@ -9,10 +9,7 @@ import pytest
 import torch
 
 from batude_onnx.training.averaging import Average
-from batude_onnx.training.loop import parameter_groups
 from batude_onnx.training.recipe import RECIPES, Phase
-from tests.importer_graphs import imported
-from tests.small_models import network
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
@@ -71,15 +68,3 @@ def test_the_papers_rate_falls_to_a_tenth_every_so_many_epochs() -> None:
 def test_the_penalty_grows_geometrically_over_a_run() -> None:
     recipe = replace(RECIPES["default"], penalty=(0.01, 1.0))
     assert [recipe.penalty_at(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx([0.01, 0.1, 1.0])
-
-
-def test_only_weights_are_decayed() -> None:
-    net = imported(network())
-    decayed, plain = parameter_groups(net, 0.1)
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    parameters = dict(net.named_parameters())
-    for group, prefix, number in ((decayed, "w", 5), (plain, "b", 4)):
-        held = group["params"]
-        assert isinstance(held, list)
-        assert {id(parameter) for parameter in held} == {id(p) for name, p in parameters.items() if name.startswith(prefix)}
-        assert len(held) == number

@@ -91,7 +91,7 @@ def test_a_diverging_loss_ends_the_run() -> None:
         run(imported(network()), imported(network()), Batches(x, y, batch=32), epochs=1)
 
 
-@pytest.mark.parametrize("name", ["default", "paper"])
+@pytest.mark.parametrize("name", ["batude", "paper"])
 def test_diverging_weights_end_bcadl_with_the_same_error(name: str) -> None:
     """A singular value decomposition of what is not finite would end in torch's own error instead."""
     x, y = labelled()

@@ -14,6 +14,7 @@ from batude_onnx.importer import GraphNet
 from batude_onnx.training.averaging import Average
 from batude_onnx.training.batches import Batches
 from batude_onnx.training.losses import Objective
+from batude_onnx.training.optimizers import optimizers
 from batude_onnx.training.precision import autocast
 from batude_onnx.training.recipe import Phase, Recipe
 from batude_onnx.training.statistics import is_classifier
@@ -51,7 +52,7 @@ class Hooks:
         """Called before each mini-batch; `progress` of this stretch runs from 0 to 1."""
 
     def gradients(self) -> Iterable[tuple[nn.Parameter, Tensor]]:
-        """Added to the gradients of the loss before each step of the optimizer."""
+        """Added to the gradients of the loss before each step."""
         return ()
 
     def cost(self) -> int | None:
@@ -61,13 +62,6 @@ class Hooks:
     def gap(self) -> float | None:
         """How far the weights are from their low-rank copies."""
         return None
-
-
-def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights are decayed; biases and normalisation are not."""
-    decayed = [parameter for parameter in net.parameters() if parameter.ndim > 1]
-    plain = [parameter for parameter in net.parameters() if parameter.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 def channels_last(net: nn.Module) -> None:
@@ -128,8 +122,7 @@ def train(
     """
     hooks = hooks or Hooks()
     steps, done = max(1, round(epochs * len(batches))), 0.0
-    groups = parameter_groups(net, recipe.weight_decay)
-    optimizer = torch.optim.SGD(groups, lr=phase.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    movers = optimizers(net, phase.lr, phase.turn, recipe.momentum, recipe.nesterov, recipe.weight_decay)
     history: list[Mapping[str, float | int | str]] = []
     step, began = 0, time.monotonic()
     channels_last(net)
@@ -142,15 +135,18 @@ def train(
         for x, labels in batches.shuffled():
             if done >= 1:
                 break
-            for group in optimizer.param_groups:
-                group["lr"] = phase.rate(done, step / len(batches), steps)
+            rate = phase.rate(done, step / len(batches), steps)
+            for mover in movers:
+                for group in mover.param_groups:
+                    group["lr"] = rate * group["scale"]
             hooks.before(step, done)
             loss, outputs, target = step_of(net, teacher, recipe.objective, x, labels, keys)
-            optimizer.zero_grad(set_to_none=True)
+            net.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             for parameter, added in hooks.gradients():
                 parameter.grad = added.clone() if parameter.grad is None else parameter.grad + added
-            optimizer.step()
+            for mover in movers:
+                mover.step()
             if average is not None:
                 average.add(net, step + 1, steps)
             value = float(loss.detach())

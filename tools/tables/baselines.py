@@ -96,9 +96,8 @@ class SolvedRules(PlainRules):
 
 DEFAULT = RECIPES["default"]
 # Plain factors start far from the original network. That they want larger steps than re-fitted ones is a guess so far.
-FAR = replace(DEFAULT.finetune, lr=0.03)
+FAR = replace(DEFAULT.finetune, lr=0.03, turn=0.01)
 PLAIN = replace(DEFAULT, measures=False, formats=False, share=0.0, refit=False, finetune=FAR)
 register(replace(PLAIN, name="std-tucker", rules=UniformRules))
 register(replace(PLAIN, name="vbmf", rules=VbmfRules))
 register(replace(DEFAULT, name="admm-tucker", rules=SolvedRules, formats=False, share=0.5, freeze=0.0, refit=False, finetune=FAR))
-register(replace(DEFAULT, name="solve-then-finetune", share=0.0))

@@ -72,7 +72,6 @@ def _blind(metric: Metric) -> Metric:
 
 
 DEFAULT = RECIPES["default"]
-TUNED = replace(DEFAULT, share=0.0)
 
 
 def _variant(base: Recipe, name: str, **changed: Any) -> str:
@@ -80,53 +79,56 @@ def _variant(base: Recipe, name: str, **changed: Any) -> str:
     return name
 
 
-def _rate(rate: float) -> str:
-    return _variant(TUNED, f"lr-{rate:g}", finetune=replace(DEFAULT.finetune, lr=rate))
-
-
 def _share(share: float, name: str = "share", **changed: Any) -> str:
     return _variant(DEFAULT, f"{name}-{share:g}", share=share, **changed)
 
 
 SCORES = (
-    _variant(DEFAULT, "score-raw", rules=PaperRules, share=0.0),
-    _variant(DEFAULT, "score-normalised", rules=NormalisedRules, share=0.0),
-    _variant(DEFAULT, "score-inputs", rules=InputRules, share=0.0),
-    _variant(DEFAULT, "score-both-sides", rules=WhitenedRules, share=0.0),
-    _variant(DEFAULT, "score-measured", share=0.0),
+    _variant(DEFAULT, "score-raw", rules=PaperRules, formats=False),
+    _variant(DEFAULT, "score-normalised", rules=NormalisedRules),
+    _variant(DEFAULT, "score-inputs", rules=InputRules),
+    _variant(DEFAULT, "score-both-sides", rules=WhitenedRules),
+    "default",
 )
-NO_REFIT = _variant(TUNED, "no-refit", refit=False)
-NO_DECAY, MORE_DECAY = _variant(TUNED, "decay-0", weight_decay=0.0), _variant(TUNED, "decay-5e-4", weight_decay=5e-4)
+ONE_METHOD = _variant(DEFAULT, "tucker-only", formats=False)
+NO_AVERAGE = _variant(DEFAULT, "no-average", finetune=replace(DEFAULT.finetune, average=0.0))
+SGD = tuple(
+    _variant(DEFAULT, f"sgd-{rate:g}", finetune=replace(DEFAULT.finetune, lr=rate, turn=0.0)) for rate in (0.003, 0.01, 0.03)
+)
+TURNS = tuple(_variant(DEFAULT, f"turn-{turn:g}", finetune=replace(DEFAULT.finetune, turn=turn)) for turn in (0.0015, 0.006))
+NO_REFIT = _variant(DEFAULT, "no-refit", refit=False)
 
-FEATURES = tuple(_variant(TUNED, f"features-{weight:g}", objective=Objective(features=weight)) for weight in (1.0, 10.0))
+FEATURES = tuple(_variant(DEFAULT, f"features-{weight:g}", objective=Objective(features=weight)) for weight in (1.0, 10.0))
 
 GROUPS = (
     Group("Score of a rank, nothing trained, 600 images", SCORES, 0.0, limit=600),
-    Group("Re-fitting, nothing trained, 600 images", (NO_REFIT, "score-measured"), 0.0, limit=600),
-    Group("Part of the epochs that goes to BC-ADL", (_share(0.0), _share(0.2), _share(0.5)), 3.0),
-    Group("Distillation of what the layers receive: weight", ("share-0", *FEATURES), 3.0),
-    Group("Score of a rank, after training", ("score-raw", "score-both-sides", "share-0"), 3.0),
-    Group("Peak learning rate of fine-tuning", (_rate(0.005), "share-0", _rate(0.02), _rate(0.04)), 3.0),
+    Group("Re-fitting, nothing trained, 600 images", (NO_REFIT, "default"), 0.0, limit=600),
+    Group("Methods that factor a layer, nothing trained, 600 images", (ONE_METHOD, "default"), 0.0, limit=600),
+    Group("Methods that factor a layer, after training", (ONE_METHOD, "default"), 3.0),
+    Group("Part of the epochs that goes to BC-ADL", ("default", "batude", _share(0.5)), 3.0),
+    Group("Distillation of what the layers receive: weight", ("default", *FEATURES), 3.0),
+    Group("Score of a rank, after training", ("score-raw", "score-both-sides", "default"), 3.0),
+    Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("default", *TURNS, *SGD), 3.0),
+    Group("Average of the last weights", (NO_AVERAGE, "default"), 3.0),
     Group(
         "Distillation: weight of the teacher and temperature",
         (
-            _variant(TUNED, "labels-only", objective=Objective(distill=0.0)),
-            _variant(TUNED, "teacher-0.5", objective=Objective(distill=0.5)),
-            "share-0",
-            _variant(TUNED, "teacher-only", objective=Objective(distill=1.0)),
-            _variant(TUNED, "temperature-2", objective=Objective(temperature=2.0)),
+            _variant(DEFAULT, "labels-only", objective=Objective(distill=0.0)),
+            _variant(DEFAULT, "teacher-0.5", objective=Objective(distill=0.5)),
+            "default",
+            _variant(DEFAULT, "teacher-only", objective=Objective(distill=1.0)),
+            _variant(DEFAULT, "temperature-2", objective=Objective(temperature=2.0)),
         ),
         3.0,
     ),
     Group(
         "BC-ADL: penalty, freezing, projection",
         (
-            "share-0.2",
+            "batude",
             _share(0.2, "stiff", penalty=(1.0, 10.0)),
             _share(0.2, "frozen", freeze=0.0),
             _share(0.2, "plain-z", rules=PlainlyProjectedRules),
         ),
         3.0,
     ),
-    Group("Weight decay", (NO_DECAY, "share-0", MORE_DECAY), 3.0),
 )  # fmt: skip
