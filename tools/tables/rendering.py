@@ -19,8 +19,7 @@ HEAD = """# Results
 Rendered from `results/*.json` by `make tables-render`; no figure is typed by hand. Every row starts from the same ONNX file, is
 compressed, proved and scored in onnxruntime, once: the tables on the whole test set, the ablations on 5,000 training images held
 out (`tools/hold_out.py`), with a network that was trained without them. Parameters and MACs are counted in the written file. The
-learning rates of the default recipe were chosen on held-out images that the network in question had been trained on; those of the
-baselines have not been tuned yet. *change* is against each one's own baseline, the paper's against the paper's. A row that has
+settings of the default recipe were chosen on these, one seed each; those of the baselines have not been tuned yet. *change* is against each one's own baseline, the paper's against the paper's. A row that has
 not been run is marked so.
 """
 
