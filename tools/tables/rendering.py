@@ -19,8 +19,9 @@ HEAD = """# Results
 Rendered from `results/*.json` by `make tables-render`; no figure is typed by hand. Every row starts from the same ONNX file, is
 compressed, proved and scored in onnxruntime, once: the tables on the whole test set, the ablations on 5,000 training images held
 out (`tools/hold_out.py`), with a network that was trained without them. Parameters and MACs are counted in the written file. The
-settings of the default recipe were chosen on these, one seed each; those of the baselines have not been tuned yet. *change* is against each one's own baseline, the paper's against the paper's. A row that has
-not been run is marked so.
+settings of the default recipe were chosen on these, with one seed each; those of the baselines have not been tuned yet.
+`default` solves the ranks once and gives all epochs to the factors, `batude` gives the first fifth of them to BC-ADL. *change* is
+against each one's own baseline, the paper's against the paper's. A row that has not been run is marked so.
 """
 
 
