@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from batude_onnx.loading import (
     holdout,
     load_dataset,
     load_model,
+    preprocess,
     without_functions,
 )
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
@@ -71,19 +72,23 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         found = f"{len(seen.sites)} layers, none of them compressible ({reasons})" if seen.sites else "no Conv, Gemm or MatMul"
         raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
     nodes = layers.nodes_by_key(model)
+    dataset = None
     if settings.data is not None:
         _require_trainable(seen, nodes)
+        if any(_is_open(spec) and spec.name not in settings.inputs for spec in seen.specs):
+            dataset = load_data(settings.data, seen)
+            settings = replace(settings, inputs={seen.specs[0].name: _sizes(seen.specs[0], dataset)})
+            seen = survey(model, settings.inputs)
     if settings.metric == "macs" and not seen.cost.macs:
-        given = " ".join(_example_shape(spec) for spec in seen.specs if any(not isinstance(size, int) for size in spec.shape[1:]))
+        given = " ".join(_example_shape(spec) for spec in seen.specs if _is_open(spec))
         raise BudgetError(f"MACs cannot be counted, since input sizes are open: give them, such as {given}")
     budget = parse_budget(settings.budget, settings.metric, seen.cost)
     whole = seen.cost
     if budget.limit < whole.of(settings.metric):
         whole += Cost(layers.copied_biases(nodes[site.key] for site in seen.compressible), 0)
     require_feasible(seen.compressible, budget, fixed_cost(whole, seen.compressible))
-    dataset = None
     if settings.data is not None:
-        dataset = holdout(load_data(settings.data, seen))
+        dataset = holdout(dataset or load_data(settings.data, seen))
         tested = 0 if dataset.x_test is None else len(dataset.x_test)
         watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on")
     feeds = parity_feeds(seen.specs, dataset, settings.seed, settings.inputs)
@@ -124,6 +129,17 @@ def classes(seen: Survey) -> int | None:
     outputs = [seen.shapes.get(name) for name in seen.outputs]
     shape = outputs[0] if len(outputs) == 1 else None
     return shape[1] if shape is not None and len(shape) == 2 and shape[1] > 1 else None
+
+
+def _is_open(spec: InputSpec) -> bool:
+    """Whether sizes besides the batch are left open."""
+    return any(not isinstance(size, int) for size in spec.shape[1:])
+
+
+def _sizes(spec: InputSpec, dataset: Dataset) -> tuple[int, ...]:
+    """The whole shape of an input with open sizes, as the samples have them."""
+    batch = spec.shape[0] if isinstance(spec.shape[0], int) else 1
+    return (batch, *preprocess(dataset.x_train[:1], dataset.mean, dataset.std).shape[1:])
 
 
 def _example_shape(spec: InputSpec) -> str:

@@ -131,10 +131,17 @@ def test_open_image_sizes_are_given(tmp_path: Path) -> None:
     assert verdict.comparison.cost_original.macs == 2 * 12 * 8 * 9 * 120
 
 
-def test_open_image_sizes_come_with_the_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metric", ["params", "macs"])
+def test_open_image_sizes_come_with_the_data(tmp_path: Path, metric: str) -> None:
     np.savez(tmp_path / "x.npz", x_train=values(40, 8, 10, 12))
-    settings = settings_for(saved(open_image(), tmp_path), tmp_path, "2x", tmp_path / "x.npz", epochs=1.0)
-    check(compress(settings), settings)
+    settings = settings_for(saved(open_image(), tmp_path), tmp_path, "2x", tmp_path / "x.npz", epochs=1.0, metric=metric)
+    verdict = compress(settings)
+    check(verdict, settings)
+    # Of samples of 10 x 12, counted on the written file too.
+    assert verdict.comparison.cost_original.macs == 120 * sum(
+        np.prod(tensor.dims) for tensor in open_image().graph.initializer if len(tensor.dims) == 4
+    )
+    assert 2 * verdict.comparison.cost_other.of(metric) <= verdict.comparison.cost_original.of(metric)
 
 
 def test_half_precision_without_data(tmp_path: Path) -> None:
