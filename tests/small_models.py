@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from onnx import TensorProto, helper
+from torch import Tensor
 
-from batude_onnx.decomposition import assign
+from batude_onnx.decomposition import Metric, assign
 from batude_onnx.layers import find_sites, infer_shapes
 from batude_onnx.records import FactorChain, FloatArray, Geometry, Site
 from batude_onnx.rewriting import rewrite
@@ -115,3 +117,17 @@ def output(model: onnx.ModelProto, x: Array) -> Array:
 
 
 __all__ = ["conv_model", "floats", "linear_model", "network", "output", "rewritten", "site", "sites_of"]
+
+
+def a_weight(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.from_numpy(floats(*shape, seed=seed))
+
+
+def a_moment(groups: int, size: int, seed: int) -> Tensor:
+    """Positive definite, with eigenvalues over two decades."""
+    rows = torch.from_numpy(floats(groups, size, size, seed=seed)).double()
+    return rows @ torch.diag(torch.logspace(-1, 1, size, dtype=torch.float64)) @ rows.mT
+
+
+def a_metric(shape: tuple[int, ...], groups: int) -> Metric:
+    return Metric.of_moments(a_moment(groups, shape[1], 1), a_moment(groups, shape[0] // groups, 2))

@@ -39,9 +39,10 @@ def test_an_average_is_that_of_the_last_share_of_a_run() -> None:
         with torch.no_grad():
             net.weight.fill_(float(step))
             net.bias.fill_(3.0)
-        net.running_mean = torch.full((1,), 2.0 * step)
-        average.add(net, step, 200)
-    average.put(net)
+            assert net.running_mean is not None
+            net.running_mean.fill_(2.0 * step)
+        average.add(step, 200)
+    average.put()
     # A window of 20 steps lags behind a straight line by 19 of them, in parameters and in buffers; what rests does not move.
     assert net.weight.item() == pytest.approx(200 - 19, abs=0.1)
     assert float(net.running_mean or 0) == pytest.approx(2 * (200 - 19), abs=0.2)
@@ -54,8 +55,8 @@ def test_averaging_starts_with_the_first_steps() -> None:
     average = Average(net, 0.1)
     with torch.no_grad():
         net.weight.fill_(7.0)
-    average.add(net, 1, 1000)
-    average.put(net)
+    average.add(1, 1000)
+    average.put()
     assert net.weight.item() == 7.0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class Average:
@@ -10,20 +10,17 @@ class Average:
 
     def __init__(self, net: nn.Module, share: float) -> None:
         self.share = share
-        self._values = {name: value.detach().clone() for name, value in _floats(net).items()}
+        held = (*net.parameters(), *net.buffers())
+        self._values = [value.detach() for value in held if value.is_floating_point()]
+        self._averages = [value.clone() for value in self._values]
 
-    def add(self, net: nn.Module, step: int, steps: int) -> None:
-        """Take in the values after `step` of `steps`. The first ones weigh as much as the window has room for."""
+    def add(self, step: int, steps: int) -> None:
+        """Take in the network's values after `step` of `steps`. The first ones weigh as much as the window has room for."""
         window = max(1.0, min(self.share * steps, step / 2))
-        for name, value in _floats(net).items():
-            self._values[name].lerp_(value.detach(), 1 / window)
+        for average, value in zip(self._averages, self._values, strict=True):
+            average.lerp_(value, 1 / window)
 
-    def put(self, net: nn.Module) -> None:
-        """Give the average to `net`."""
-        for name, value in _floats(net).items():
-            value.detach().copy_(self._values[name])
-
-
-def _floats(net: nn.Module) -> dict[str, Tensor]:
-    held = (*net.named_parameters(), *net.named_buffers())
-    return {name: value for name, value in held if value.is_floating_point()}
+    def put(self) -> None:
+        """Give the average to the network."""
+        for average, value in zip(self._averages, self._values, strict=True):
+            value.copy_(average)

@@ -148,7 +148,7 @@ def train(
             for mover in movers:
                 mover.step()
             if average is not None:
-                average.add(net, step + 1, steps)
+                average.add(step + 1, steps)
             value = float(loss.detach())
             if value != value or value in (float("inf"), float("-inf")):
                 raise TrainingError(f"the loss became {value} in step {step + 1} of {name}: check the data, or lower the budget")
@@ -174,6 +174,6 @@ def train(
             report(last)
         history.append(last.row())
     if average is not None:
-        average.put(net)
+        average.put()
     net.eval()
     return history
