@@ -172,7 +172,8 @@ class OutputDifference:
 class Comparison:
     """Two files held against each other: what they cost, how their outputs differ, how good and how fast they are.
 
-    Quality is in percent (top1, top5, top1_agreement) or a cosine; `latency["ratio"]` is above 1 where `other` is faster.
+    Quality is in percent (top1, top5, top1_agreement), in nats (cross_entropy) or a cosine; `latency["ratio"]` is above 1 where
+    `other` is faster.
     """
 
     original: str

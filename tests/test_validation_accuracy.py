@@ -15,7 +15,22 @@ def scores(n: int, classes: int, seed: int = 0) -> np.ndarray:
 
 def test_by_hand() -> None:
     logits = np.array([[0.1, 0.9, 0.0], [0.8, 0.1, 0.1], [0.2, 0.3, 0.5], [0.2, 0.3, 0.5]], dtype=np.float32)
-    assert classification(logits, np.array([1, 0, 2, 0])) == {"top1": 75.0, "n": 4}
+    expected = -np.log([0.9, 0.8, 0.5, 0.2]).mean()  # rows that add up to 1 are probabilities
+    result = classification(logits, np.array([1, 0, 2, 0]))
+    assert result == {"top1": 75.0, "cross_entropy": pytest.approx(expected, rel=1e-6), "n": 4}
+
+
+def test_probabilities_have_the_cross_entropy_of_their_logits() -> None:
+    logits, labels = scores(50, 7), np.random.default_rng(1).integers(0, 7, 50)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    wanted = classification(logits, labels)["cross_entropy"]
+    assert classification(probabilities, labels)["cross_entropy"] == pytest.approx(wanted, rel=1e-5)
+    assert classification(np.float32([[1, 0]]), np.array([1]))["cross_entropy"] < 100
+
+
+def test_labels_beyond_the_classes() -> None:
+    with pytest.raises(DataError, match="labels from 0 to 3 do not fit 3 classes"):
+        classification(scores(2, 3), np.array([0, 3]))
 
 
 @pytest.mark.parametrize("classes", [2, 9, 10, 1000])
@@ -33,8 +48,11 @@ def test_against_a_plain_loop(classes: int) -> None:
 
 def test_a_dead_network_earns_no_more_than_chance() -> None:
     labels = np.arange(1000) % 10
-    assert classification(np.zeros((1000, 10), np.float32), labels) == {"top1": 10.0, "top5": 50.0, "n": 1000}
-    assert classification(np.full((1000, 10), np.nan, np.float32), labels)["top1"] == 0
+    uniform = {"top1": 10.0, "top5": 50.0, "cross_entropy": pytest.approx(np.log(10)), "n": 1000}
+    assert classification(np.zeros((1000, 10), np.float32), labels) == uniform
+    broken = classification(np.full((1000, 10), np.nan, np.float32), labels)
+    assert broken["top1"] == 0
+    assert np.isnan(broken["cross_entropy"])
 
 
 @pytest.mark.parametrize(("shape", "labels"), [((4, 3), 5), ((0, 3), 0), ((4, 1), 4), ((4, 3, 2), 4)])

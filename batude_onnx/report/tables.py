@@ -60,6 +60,9 @@ def _quality(table: Table, before: Mapping[str, float], after: Mapping[str, floa
     for key, name in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy")):
         if key in before and key in after:
             table.add_row(name, f"{before[key]:.2f} %", f"{after[key]:.2f} %", f"{after[key] - before[key]:+.2f}")
+    if "cross_entropy" in before and "cross_entropy" in after:
+        first, second = before["cross_entropy"], after["cross_entropy"]
+        table.add_row("cross-entropy", f"{first:.4f}", f"{second:.4f}", f"{second - first:+.4f}")
     if "top1_agreement" in after:
         table.add_row("same top-1 as the original", "", f"{after['top1_agreement']:.2f} %", "")
     if "cosine" in after:

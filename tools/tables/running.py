@@ -42,7 +42,7 @@ def _cpu() -> str:
 
 
 def _scores(quality: Mapping[str, float]) -> dict[str, float]:
-    return {name: quality[name] for name in ("top1", "top1_agreement", "psnr") if name in quality}
+    return {name: quality[name] for name in ("top1", "cross_entropy", "top1_agreement", "psnr") if name in quality}
 
 
 def described(method: str) -> dict[str, Any]:
