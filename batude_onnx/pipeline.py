@@ -41,8 +41,7 @@ from batude_onnx.training.timetable import Timetable, seconds_per_epoch
 from batude_onnx.validation import compare, open_graph, open_session, require
 
 # Samples for BatchNorm statistics and re-fitting, for the moments of the metric, and for the truncation of each layer. Fewer
-# are taken where the network is large, so that each stays a matter of minutes: what runs it once for each layer and sample may
-# take so many multiply-accumulates.
+# are taken where the network is large, so that each stays a matter of minutes: each may take so many multiply-accumulates.
 CALIBRATION, CALIBRATION_LEAST = 1024, 128
 MOMENTS = 512
 SENSITIVITY, SENSITIVITY_LEAST = 256, 16
@@ -175,12 +174,14 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
     net, teacher = import_graph(case.model).to(settings.device), import_graph(case.model).to(settings.device)
     teacher.requires_grad_(False)
     batches = _batches(case, net, recipe.batch, watch)
-    calibration = batches.sample(_affordable(case, 1, CALIBRATION_LEAST, CALIBRATION), settings.seed)
+    calibration = batches.sample(_affordable(case, 2.0, CALIBRATION_LEAST, CALIBRATION), settings.seed)
     if not any(output.requires_grad for output in net.eval()(calibration[0])):
         raise UnsupportedError("no output has a gradient (an ArgMax has none): make its input the output, or run without --data")
     moments = batches.sample(MOMENTS, settings.seed + 1)
     metrics = statistics.collect_metrics(net, sites, moments, settings.seed) if recipe.measures else {}
-    tried = batches.sample(_affordable(case, len(sensitivity.LOST), SENSITIVITY_LEAST, SENSITIVITY), settings.seed + 2)
+    # Of a network that is truncated in one layer, on the average half is run.
+    passes = len(sites) * len(sensitivity.LOST) / 2
+    tried = batches.sample(_affordable(case, passes, SENSITIVITY_LEAST, SENSITIVITY), settings.seed + 2)
     sites, rules, plan = planning.plan_layers(
         net, sites, case.budget, case.whole, recipe, metrics, tried,
         lambda done, total: watch.count("measuring layers", done, total),
@@ -241,10 +242,9 @@ def _proving_seconds(case: Case) -> float:
     return 2 * samples * (time.monotonic() - start) / len(case.feeds[spec.name]) + WRITING_SECONDS
 
 
-def _affordable(case: Case, passes: int, least: int, most: int) -> int:
-    """How many samples may go through the network `passes` times for each layer."""
-    work = max(1, case.seen.cost.macs) * len(case.seen.compressible) * passes
-    return min(most, max(least, AFFORDABLE_MACS // work))
+def _affordable(case: Case, passes: float, least: int, most: int) -> int:
+    """How many samples may go through the network `passes` times."""
+    return min(most, max(least, int(AFFORDABLE_MACS / (max(1, case.seen.cost.macs) * max(1.0, passes)))))
 
 
 def _batches(case: Case, net: GraphNet, batch: int, watch: Watch) -> Batches:

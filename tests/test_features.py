@@ -44,14 +44,14 @@ def test_slices_change_nothing_and_large_maps_are_sampled(monkeypatch: pytest.Mo
     net, (site,) = imported(model), sites_of(model)
     x = correlated(6, *shape)
     with torch.no_grad():
-        whole = collect(net, net, site, [x])
+        whole = collect(site, [net.begin(x)])
         assert whole.rows == 6 * 49
         monkeypatch.setattr(features, "ELEMENTS", 1)
-        sliced = collect(net, net, site, [x])
+        sliced = collect(site, [net.begin(x)])
         torch.testing.assert_close(sliced.xx, whole.xx, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(sliced.xy, whole.xy, rtol=1e-5, atol=1e-4)
         monkeypatch.setattr(features, "POSITIONS", 10)
-        sampled = collect(net, net, site, [x])
+        sampled = collect(site, [net.begin(x)])
     assert sampled.rows == 6 * 10
     assert not torch.allclose(torch.as_tensor(sampled.xx), torch.as_tensor(whole.xx), rtol=1e-2)
 

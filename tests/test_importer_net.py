@@ -250,6 +250,29 @@ def test_replace() -> None:
     assert not module.training
 
 
+def test_a_pass_stops_and_goes_on_with_what_stands_there_by_then() -> None:
+    net = imported(two_convs())
+    ran: list[str] = []
+    net.step("a").register_forward_hook(lambda module, inputs, output: ran.append("a"))
+    with torch.no_grad():
+        halfway = net.begin(torch.from_numpy(X))
+        halfway.advance("b")
+        before = halfway.fork().finish()[0]
+        torch.testing.assert_close(before, run(net))
+        net.replace("a", nn.Identity())
+        torch.testing.assert_close(halfway.fork().finish()[0], before, msg="a step that has been passed does not count")
+        net.weight("w2").mul_(2)
+        bias = net.weight("b2")[:, None, None]
+        torch.testing.assert_close(halfway.fork().finish()[0] - bias, 2 * (before - bias))
+        net.wrap("b", nn.ReLU())
+        torch.testing.assert_close(halfway.finish()[0], (2 * (before - bias) + bias).relu())
+    assert ran == ["a", "a"], "once for the pass, once for the whole run beside it"
+    with pytest.raises(ValueError, match="step 'a' lies behind"):
+        halfway.advance("a")
+    with pytest.raises(KeyError, match="no step"):
+        halfway.advance("none")
+
+
 def test_replace_keeps_weights_that_others_use() -> None:
     model = model_of([conv("x", "w", "y"), conv("y", "w", "z")], {"x": X}, ["z"], {"w": W})
     net = imported(model)

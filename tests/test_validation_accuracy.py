@@ -25,7 +25,7 @@ def test_probabilities_have_the_cross_entropy_of_their_logits() -> None:
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     wanted = classification(logits, labels)["cross_entropy"]
     assert classification(probabilities, labels)["cross_entropy"] == pytest.approx(wanted, rel=1e-5)
-    assert classification(np.float32([[1, 0]]), np.array([1]))["cross_entropy"] < 100
+    assert classification(np.array([[1, 0]], np.float32), np.array([1]))["cross_entropy"] < 100
 
 
 def test_labels_beyond_the_classes() -> None:

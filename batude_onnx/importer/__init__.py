@@ -6,9 +6,9 @@ Nodes that only compute with constants are evaluated at import and have no step,
 
 from batude_onnx.importer import ops as _ops
 from batude_onnx.importer.builder import import_graph
-from batude_onnx.importer.net import GraphNet
+from batude_onnx.importer.net import GraphNet, Pass
 
-__all__ = ["GraphNet", "import_graph"]
+__all__ = ["GraphNet", "Pass", "import_graph"]
 
 # Importing the families is what fills the registry.
 assert _ops

@@ -12,6 +12,7 @@ shapes stay in CPU memory, as plain tensors in the list that every forward pass 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -79,6 +80,41 @@ class Weight:
     learned: bool
 
 
+# A step, what is wrapped around it, the slots that it takes and gives (and the first of these), and those that are spent then.
+Planned = tuple[nn.Module, nn.Module | None, tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]
+
+
+class Pass:
+    """A forward pass that can stop in front of a step and go on from there, also with what stands there by then.
+
+    Steps that have been passed are not run again, whatever happens to them.
+    """
+
+    def __init__(self, net: GraphNet, values: list[Tensor | None], at: int = 0) -> None:
+        self.net, self._values, self._next = net, values, at
+
+    def advance(self, key: str) -> None:
+        """Run all steps in front of the one of that key. Raises KeyError, and ValueError where that one has been run."""
+        stop = self.net._at(key)
+        if stop < self._next:
+            raise ValueError(f"step '{key}' lies behind where this pass stands")
+        self._run(stop)
+
+    def fork(self) -> Pass:
+        """Another pass that stands in the same place."""
+        return Pass(self.net, self._values.copy(), self._next)
+
+    def finish(self) -> tuple[Tensor, ...]:
+        """Run all that is left; the network's outputs."""
+        self._run(len(self.net._calls))
+        return tuple(self._values[slot] for slot in self.net._out)  # type: ignore[misc]
+
+    def _run(self, stop: int) -> None:
+        order = self.net._order
+        self.net._run(self._values, self.net._plan[bisect_left(order, self._next) : bisect_left(order, stop)])
+        self._next = stop
+
+
 class GraphNet(Store):
     """An ONNX graph as a torch module; see `import_graph`."""
 
@@ -111,14 +147,28 @@ class GraphNet(Store):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Inputs and outputs in the order of `input_names` and `output_names`."""
+        values = self._start(inputs)
+        self._run(values, self._plan)
+        return tuple(values[slot] for slot in self._out)  # type: ignore[misc]
+
+    def begin(self, *inputs: Tensor) -> Pass:
+        """A forward pass that stands in front of the first step."""
+        return Pass(self, self._start(inputs))
+
+    def _start(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """What each slot holds in front of the first step, but for the weights."""
         if len(inputs) != len(self._in):
             raise ValueError(f"the network takes {len(self._in)} inputs ({', '.join(self.input_names)}), not {len(inputs)}")
         values = self._blank.copy()
         for slot, value in zip(self._in, inputs, strict=True):
             values[slot] = value
+        return values
+
+    def _run(self, values: list[Tensor | None], plan: Sequence[Planned]) -> None:
+        """Execute some steps, in place of `values`."""
         for held in self._held:
             values[held.slot] = _value(held)
-        for step, after, take, give, single, spent in self._plan:
+        for step, after, take, give, single, spent in plan:
             result = step(*[values[slot] for slot in take])
             if after is not None:
                 result = after(result)
@@ -129,7 +179,6 @@ class GraphNet(Store):
                 values[single] = result
             for slot in spent:
                 values[slot] = None
-        return tuple(values[slot] for slot in self._out)  # type: ignore[misc]
 
     def weight(self, name: str) -> Tensor:
         """The parameter or buffer of one initializer. Raises KeyError for a name that no step uses."""
@@ -246,13 +295,13 @@ class GraphNet(Store):
 
         kept = {NONE, *self._out, *(slot for slot, value in enumerate(self._blank) if value is not None)}
         steps, afters = self._steps(), dict(self._afters().items())
-        plan = []
+        plan: list[Planned] = []
         for index in alive:
             call = self._calls[index]
             last = {*call.take, *call.give} - kept
             kept |= last
             plan.append((steps[index], afters.get(str(index)), call.take, call.give, call.give[0], tuple(last)))
-        self._plan = plan[::-1]
+        self._plan, self._order = plan[::-1], alive[::-1]
 
 
 def _value(held: Held) -> Tensor:

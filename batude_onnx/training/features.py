@@ -17,7 +17,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from batude_onnx.importer import GraphNet
+from batude_onnx.importer import GraphNet, Pass
 from batude_onnx.records import Site
 from batude_onnx.training.chain_module import run_layer
 from batude_onnx.training.normalisation import RestoredBatchNorm
@@ -52,8 +52,8 @@ class Sums:
         self.rows += x.shape[1]
 
 
-def _values(net: GraphNet, site: Site, join: str | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Input and output of a layer, and the sum that it goes into, for network input `x`; steps behind these are not run."""
+def _values(running: Pass, site: Site, join: str | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input and output of a layer, and the sum that it goes into; steps behind these are not run."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(key: str, last: bool) -> torch.utils.hooks.RemovableHandle:
@@ -62,13 +62,13 @@ def _values(net: GraphNet, site: Site, join: str | None, x: Tensor) -> tuple[Ten
             if last:
                 raise _Reached
 
-        return net.step(key).register_forward_hook(hook)
+        return running.net.step(key).register_forward_hook(hook)
 
     handles = [watch(site.key, join is None)]
     if join is not None:
         handles.append(watch(join, True))
     try:
-        net(x)
+        running.fork().finish()
     except _Reached:
         pass
     finally:
@@ -102,16 +102,23 @@ def _targets(net: GraphNet, site: Site, ours: Tensor, sum_ours: Tensor, sum_want
     return ours + (sum_wanted - sum_ours) * inverse.reshape(-1, *(1,) * (ours.ndim - 2))
 
 
-def collect(net: GraphNet, original: GraphNet, site: Site, inputs: Sequence[Tensor], seed: int = 0) -> Sums:
-    """The sums for `site` as `net` runs it, towards what `original` gives, both in eval mode."""
+def collect(site: Site, running: Sequence[Pass], original: Sequence[Pass] | None = None, seed: int = 0) -> Sums:
+    """The sums for `site` as the network runs it, towards what the `original` gives (None: itself), both in eval mode.
+
+    Each pass goes as far as the layer, and no farther.
+    """
     generator = torch.Generator().manual_seed(seed)
     sums, groups = Sums(), site.geometry.groups
-    join = site.joined if site.joined is not None and net.has_step(site.joined) else None
-    for x in inputs:
-        given, ours, together = _values(net, site, join, x)
-        _, wanted, sum_wanted = _values(original, site, join, x) if net is not original else (given, ours, together)
+    for ours, theirs in zip(running, running if original is None else original, strict=True):
+        ours.advance(site.key)
+        join = site.joined if site.joined is not None and ours.net.has_step(site.joined) else None
+        given, output, together = _values(ours, site, join)
+        wanted, sum_wanted = output, together
+        if theirs is not ours:
+            theirs.advance(site.key)
+            _, wanted, sum_wanted = _values(theirs, site, join)
         if together is not None and sum_wanted is not None:
-            made_up = _targets(net, site, ours, together, sum_wanted)
+            made_up = _targets(ours.net, site, output, together, sum_wanted)
             wanted = wanted if made_up is None else made_up
         rows = channels_last_axis(wanted, site)
         outputs = rows.reshape(rows.shape[0], groups, -1).movedim(1, 0)

@@ -68,18 +68,20 @@ def refit(
     metrics: Mapping[str, Metric],
     report: Callable[[int, int], None],
 ) -> None:
-    """Re-fit every chain in `net`, in the order of `sites`, to the same network before it was decomposed.
+    """Re-fit every chain in `net`, in the order of `sites`, which is the graph's, to the same network before it was decomposed.
 
+    Both networks run once: a pass stops in front of each layer, and goes on with the layer as it has been fitted.
     `report(done, all)` is called after each.
     """
     net.eval()
     dense.eval()
     with torch.no_grad():
+        running, original = [net.begin(x) for x in inputs], [dense.begin(x) for x in inputs]
         for number, site in enumerate(sites, 1):
             module = net.operation(site.key)
             assert isinstance(module, ChainModule)
             own = canonical(site, dense.weight(site.weight))
-            regression = Regression(site, collect(net, dense, site, inputs), own, metrics.get(site.key))
+            regression = Regression(site, collect(site, running, original), own, metrics.get(site.key))
             fitted = ChainModule(regression.chain(module.chain.ranks)).to(own.device)
             net.replace(site.key, fitted)
             report(number, len(sites))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from batude_onnx.budget import frontier
 from batude_onnx.decomposition import Metric, method
-from batude_onnx.importer import GraphNet
+from batude_onnx.importer import GraphNet, Pass
 from batude_onnx.records import FactorChain, FloatArray, Site
 from batude_onnx.training.features import collect
 from batude_onnx.training.losses import Objective
@@ -58,12 +58,14 @@ def measure(
 ) -> dict[str, Curve]:
     """A curve for each site, from `losses` (the share of its energy lost, by ranks); `metric` is the budget's.
 
-    `net` is left as it was. `report(done, all)` is called after each site.
+    `sites` are in the graph's order: for each of them only what lies behind it is run. `net` is left as it was.
+    `report(done, all)` is called after each site.
     """
     net.eval()
     curves = {}
     with torch.no_grad():
-        wanted = [net(x) for x in inputs]
+        running = [net.begin(x) for x in inputs]
+        wanted = [one.fork().finish() for one in running]
         for number, site in enumerate(sites, 1):
             front = frontier(site, losses[site.key], metric)
             corners = front.hull[front.losses[front.hull] > LEAST]
@@ -71,12 +73,12 @@ def measure(
                 nearest = [np.abs(np.log(front.losses[corners] / share)).argmin() for share in LOST]
                 chosen = [int(index) for index in corners[sorted(set(nearest), reverse=True)]]
                 own = canonical(site, net.weight(site.weight))
-                regression = Regression(site, collect(net, net, site, inputs), own, metrics.get(site.key))
+                regression = Regression(site, collect(site, running), own, metrics.get(site.key))
                 damage = []
                 for index in chosen:
                     ranks = front.choice(index)
                     assert ranks is not None
-                    damage.append(_damage(net, site, regression.chain(ranks), inputs, wanted, objective))
+                    damage.append(_damage(net, site, regression.chain(ranks), inputs, running, wanted, objective))
                 rising = np.maximum.accumulate(np.maximum(damage, LEAST))
                 curves[site.key] = Curve(tuple(front.losses[chosen].tolist()), tuple(rising.tolist()))
             report(number, len(sites))
@@ -88,10 +90,14 @@ def _damage(
     site: Site,
     chain: FactorChain,
     inputs: Sequence[Tensor],
+    running: Sequence[Pass],
     wanted: Sequence[tuple[Tensor, ...]],
     objective: Objective,
 ) -> float:
-    """Mean distance of the outputs from `wanted` with the weight that `chain` stands for in the layer's place."""
+    """Mean distance of the outputs from `wanted` with the weight that `chain` stands for in the layer's place.
+
+    The passes of `inputs` stand in front of the layer.
+    """
     held = {site.weight: canonical(site, method(chain.method).reconstruct(chain))}
     bias = chain.layers[-1].bias
     if site.bias is not None and bias is not None:
@@ -99,7 +105,9 @@ def _damage(
     kept = {name: net.weight(name).clone() for name in held}
     for name, value in held.items():
         net.weight(name).copy_(value)
-    total = sum(float(objective.distance(net(x), y)) * len(x) for x, y in zip(inputs, wanted, strict=True))
+    total = 0.0
+    for x, one, outputs in zip(inputs, running, wanted, strict=True):
+        total += float(objective.distance(one.fork().finish(), outputs)) * len(x)
     for name, value in kept.items():
         net.weight(name).copy_(value)
     return total / sum(len(x) for x in inputs)
