@@ -195,7 +195,7 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
     epochs = settings.epochs if timetable is None else _epochs_in(timetable, net, teacher, batches, recipe, keys, watch)
     learning = recipe.share * epochs
     if epochs:
-        if batches.batch > 1:
+        if recipe.restore and batches.batch > 1:
             normalisation.restore(net, normalisation.restorable(case.seen.sites), calibration)
         if learning:
             plan, history = compressing.learn_ranks(

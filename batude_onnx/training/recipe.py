@@ -57,7 +57,8 @@ class Recipe:
     BC-ADL, the rest fine-tunes the factors. `penalty`: lambda at the start and at the end of BC-ADL, geometric in between, so
     that it reaches its end in a run of any length. `solve_every`: mini-batches from one Z to the next; in a short run they are
     fewer, so that there are `least_solves` of them. `freeze`: progress of
-    BC-ADL after which ranks stay. `refit`: factors re-fitted in closed form after decomposing.
+    BC-ADL after which ranks stay. `refit`: factors re-fitted in closed form after decomposing. `restore`: a BatchNorm in training
+    where one was folded into a layer.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Recipe:
     refit: bool
     bcadl: Phase
     finetune: Phase
+    restore: bool = True
     least_solves: int = 20
     batch: int = 128
     momentum: float = 0.9

@@ -5,11 +5,13 @@ They run on a network that was trained without the held-out images (`models/resn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from batude_onnx.decomposition import Metric
 from batude_onnx.records import RankPlan
@@ -17,6 +19,8 @@ from batude_onnx.training.bcadl import Copies
 from batude_onnx.training.losses import Objective
 from batude_onnx.training.recipe import RECIPES, Recipe, register
 from batude_onnx.training.rules import MeasuredRules, PaperRules
+from batude_onnx.training.statistics import logits_of
+from tools.tables import baselines as baselines
 from tools.tables.rows import Row
 
 MODEL, BUDGET = "resnet20-dev", "2.6x"
@@ -71,6 +75,21 @@ def _blind(metric: Metric) -> Metric:
     return replace(metric, output_root=identity, output_inverse=identity)
 
 
+@dataclass(frozen=True)
+class Smoothed(Objective):
+    """Labels of which the share `smoothing` is spread over all classes (Szegedy et al., CVPR 2016)."""
+
+    smoothing: float = 0.1
+
+    def __call__(self, student: Sequence[Tensor], teacher: Sequence[Tensor] | None, labels: Tensor | None) -> Tensor:
+        loss = super().__call__(student, teacher, labels)
+        if labels is None:
+            return loss
+        scores = logits_of(student[0])
+        moved = F.cross_entropy(scores, labels, label_smoothing=self.smoothing) - F.cross_entropy(scores, labels)
+        return loss + (1 - self.distill if teacher is not None else 1.0) * moved
+
+
 DEFAULT = RECIPES["default"]
 
 
@@ -96,6 +115,11 @@ SGD = tuple(
     _variant(DEFAULT, f"sgd-{rate:g}", finetune=replace(DEFAULT.finetune, lr=rate, turn=0.0)) for rate in (0.003, 0.01, 0.03)
 )
 TURNS = tuple(_variant(DEFAULT, f"turn-{turn:g}", finetune=replace(DEFAULT.finetune, turn=turn)) for turn in (0.0015, 0.006))
+# Plain factors with larger steps.
+FAR = tuple(
+    _variant(RECIPES["std-tucker"], f"std-tucker-{turn:g}", finetune=replace(DEFAULT.finetune, turn=turn, lr=turn / 0.3))
+    for turn in (0.01, 0.03)
+)
 NO_REFIT = _variant(DEFAULT, "no-refit", refit=False)
 
 FEATURES = tuple(_variant(DEFAULT, f"features-{weight:g}", objective=Objective(features=weight)) for weight in (1.0, 10.0))
@@ -104,22 +128,26 @@ GROUPS = (
     Group("Score of a rank, nothing trained, 600 images", SCORES, 0.0, limit=600),
     Group("Re-fitting, nothing trained, 600 images", (NO_REFIT, "default"), 0.0, limit=600),
     Group("Methods that factor a layer, nothing trained, 600 images", (ONE_METHOD, "default"), 0.0, limit=600),
-    Group("Methods that factor a layer, after training", (ONE_METHOD, "default"), 3.0),
-    Group("Part of the epochs that goes to BC-ADL", ("default", "batude", _share(0.5)), 3.0),
-    Group("Distillation of what the layers receive: weight", ("default", *FEATURES), 3.0),
-    Group("Score of a rank, after training", ("score-raw", "score-both-sides", "default"), 3.0),
-    Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("default", *TURNS, *SGD), 3.0),
-    Group("Average of the last weights", (NO_AVERAGE, "default"), 3.0),
+    Group("Methods that factor a layer, after training", (ONE_METHOD, "default"), 2.0),
+    Group("Part of the epochs that goes to BC-ADL", ("default", "batude", _share(0.5)), 2.0),
+    Group("Distillation of what the layers receive: weight", ("default", *FEATURES), 2.0),
+    Group("Score of a rank, after training", ("score-raw", "score-both-sides", "default"), 2.0),
+    Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("default", *TURNS, *SGD), 2.0),
+    Group("Rates of a baseline, which starts from plain factors", ("std-tucker", *FAR), 2.0, (0,)),
+    Group("BatchNorm restored, or folded as in the file", (_variant(DEFAULT, "folded", restore=False), "default"), 2.0),
+    Group("Average of the last weights", (NO_AVERAGE, "default"), 2.0),
     Group(
-        "Distillation: weight of the teacher and temperature",
+        "Distillation: weight of the teacher and temperature; label smoothing",
         (
             _variant(DEFAULT, "labels-only", objective=Objective(distill=0.0)),
             _variant(DEFAULT, "teacher-0.5", objective=Objective(distill=0.5)),
             "default",
             _variant(DEFAULT, "teacher-only", objective=Objective(distill=1.0)),
             _variant(DEFAULT, "temperature-2", objective=Objective(temperature=2.0)),
+            _variant(DEFAULT, "smoothed", objective=Smoothed()),
+            _variant(DEFAULT, "labels-only-smoothed", objective=Smoothed(distill=0.0)),
         ),
-        3.0,
+        2.0,
     ),
     Group(
         "BC-ADL: penalty, freezing, projection",
@@ -129,6 +157,6 @@ GROUPS = (
             _share(0.2, "frozen", freeze=0.0),
             _share(0.2, "plain-z", rules=PlainlyProjectedRules),
         ),
-        3.0,
+        2.0,
     ),
 )  # fmt: skip
