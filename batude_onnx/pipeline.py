@@ -6,7 +6,8 @@ import copy
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,12 @@ from batude_onnx.loading import (
 )
 from batude_onnx.opening import Case, classes, load_data, open_case, report_path
 from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, outputs_of, parity_feeds, survey
-from batude_onnx.records import Comparison, FactorChain, OutputDifference, RankPlan, Site, TrainResult, Verdict
+from batude_onnx.records import Comparison, FactorChain, FloatArray, OutputDifference, RankPlan, Site, TrainResult, Verdict
 from batude_onnx.report import to_json
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
-from batude_onnx.training import compressing, formats, normalisation, planning, refit, sensitivity, statistics
+from batude_onnx.training import compressing, normalisation, planning, refit, sensitivity, statistics
 from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.loop import train
 from batude_onnx.training.recipe import RECIPES, Recipe
@@ -147,12 +148,9 @@ def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     """Ranks and factors from the weights alone. What is expected: the original graph with the reconstructed dense weights."""
     watch.say("no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)")
     sites, nodes = case.seen.compressible, layers.nodes_by_key(case.model)
-    recipe = RECIPES[case.settings.recipe]
     weights = {site.key: torch.from_numpy(layers.read_weight(nodes[site.key]).copy()) for site in sites}
-    if recipe.formats:
-        sites = formats.choose(sites, weights, {}, case.budget.metric, formats.alike(sites, case.budget, case.whole))
-    rules = recipe.rules(sites, case.budget, case.whole, {}, {})
-    plan = rules.ranks({key: (weight,) * rules.copies(key) for key, weight in weights.items()})
+    recipe = replace(RECIPES[case.settings.recipe], measures=False)
+    sites, _, plan = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, {}, planning.unmeasured)
     by_key = {site.key: site for site in sites}
     chains = {key: _factor(by_key[key], nodes[key], ranks) for key, ranks in plan.chosen().items()}
     dense = {}
@@ -182,10 +180,15 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
     # Of a network that is truncated in one layer, on the average half is run.
     passes = len(sites) * len(sensitivity.LOST) / 2
     tried = batches.sample(_affordable(case, passes, SENSITIVITY_LEAST, SENSITIVITY), settings.seed + 2)
-    sites, rules, plan = planning.plan_layers(
-        net, sites, case.budget, case.whole, recipe, metrics, tried,
-        lambda done, total: watch.count("measuring layers", done, total),
-    )  # fmt: skip
+
+    def measure(some: Sequence[Site], losses: Mapping[str, FloatArray]) -> Mapping[str, sensitivity.Curve]:
+        return sensitivity.measure(
+            net, some, losses, case.budget.metric, tried, metrics, recipe.objective,
+            lambda done, total: watch.count("measuring layers", done, total),
+        )  # fmt: skip
+
+    weights = compressing.current_weights(net, sites)
+    sites, rules, plan = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, metrics, measure)
     if not plan.chosen():
         watch.say("every layer fits into the budget as it is: nothing is trained")
         return TrainResult(plan, {}, {}, {}), outputs_of(case.original, case.feeds)

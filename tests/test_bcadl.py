@@ -20,7 +20,7 @@ from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
 from batude_onnx.training import bcadl
 from batude_onnx.training.batches import Batches
 from batude_onnx.training.bcadl import Copies
-from batude_onnx.training.compressing import learn_ranks, solve_ranks
+from batude_onnx.training.compressing import current_weights, learn_ranks
 from batude_onnx.training.losses import Objective
 from batude_onnx.training.recipe import RECIPES, Phase, Recipe, RulesMaker
 from batude_onnx.training.rules import MeasuredRules, PaperRules
@@ -306,7 +306,8 @@ def test_the_ranks_of_a_low_rank_teacher_are_recovered(kind: RulesMaker) -> None
     def learn(limit: int, recipe: Recipe) -> tuple[RankPlan, RankPlan, list[float]]:
         net = import_graph(ir.from_proto(start))
         rules = recipe.rules(sites, Budget("params", limit, ""), whole, {}, {})
-        before = solve_ranks(net, sites, rules)
+        weights = current_weights(net, sites)
+        before = rules.ranks({key: (weight,) * rules.copies(key) for key, weight in weights.items()})
         gaps: list[float] = []
         plan, _ = learn_ranks(
             net, teacher, sites, batches(), recipe, rules, metric="params", epochs=60, report=lambda p: gaps.append(p.gap or 0.0)

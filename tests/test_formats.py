@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 
 from batude_onnx.budget.problem import fixed_cost, price
 from batude_onnx.decomposition import alternatives, method_of
-from batude_onnx.records import Budget, Cost, RankPlan
+from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
 from batude_onnx.training import formats, planning
 from batude_onnx.training.compressing import current_weights
 from batude_onnx.training.recipe import RECIPES
+from batude_onnx.training.rules import share_lost
+from batude_onnx.training.sensitivity import Curve
 from tests.importer_graphs import floats, imported
 from tests.small_models import conv_model, network, site, sites_of
 
@@ -26,25 +29,29 @@ SITES = [site(key, SHAPE) for key in WEIGHTS]
 WHOLE = Cost(2 * 1080 + 50, 0)
 
 
+def losses_in(weights: Mapping[str, torch.Tensor]) -> Callable[[Site], FloatArray]:
+    return lambda made: share_lost(made, weights[made.key], None)
+
+
 def test_each_layer_gets_the_method_that_loses_least_of_it() -> None:
     assert [made.method for made in SITES] == ["tucker2", "tucker2"]
     allowed = dict.fromkeys(WEIGHTS, 140.0)
-    chosen = formats.choose(SITES, WEIGHTS, {}, "params", allowed)
+    chosen = formats.choose(SITES, losses_in(WEIGHTS), "params", allowed)
     assert [made.method for made in chosen] == ["tucker2", "separable"]
     # Chosen once more from what was chosen, nothing changes: the first method stays among the alternatives.
-    assert formats.choose(chosen, WEIGHTS, {}, "params", allowed) == chosen
+    assert formats.choose(chosen, losses_in(WEIGHTS), "params", allowed) == chosen
     swapped = {"channels": WEIGHTS["lines"], "lines": WEIGHTS["channels"]}
-    assert [made.method for made in formats.choose(chosen, swapped, {}, "params", allowed)] == ["separable", "tucker2"]
+    assert [made.method for made in formats.choose(chosen, losses_in(swapped), "params", allowed)] == ["separable", "tucker2"]
 
 
 def test_a_layer_without_an_allowance_keeps_its_method() -> None:
-    chosen = formats.choose(SITES, WEIGHTS, {}, "params", {"channels": 140.0})
+    chosen = formats.choose(SITES, losses_in(WEIGHTS), "params", {"channels": 140.0})
     assert [made.method for made in chosen] == ["tucker2", "tucker2"]
 
 
 def test_layers_of_one_method_pass_through() -> None:
     made = site("y", (6, 11))
-    assert formats.choose([made], {"y": torch.from_numpy(floats(6, 11))}, {}, "params", {"y": 30.0}) == [made]
+    assert formats.choose([made], losses_in({"y": torch.from_numpy(floats(6, 11))}), "params", {"y": 30.0}) == [made]
 
 
 @pytest.mark.parametrize("metric", ["params", "macs"])
@@ -68,7 +75,7 @@ def test_a_plan_is_made_of_the_chosen_methods() -> None:
         model = conv_model(weight, floats(12), (6, 6))
         budget = Budget("params", 170, "170")
         sites, rules, plan = planning.plan_layers(
-            imported(model), sites_of(model), budget, whole, recipe, {}, [], lambda *_: None
+            sites_of(model), {"y": torch.from_numpy(weight)}, budget, whole, recipe, {}, planning.unmeasured
         )
         assert [made.method for made in sites] == [name]
         assert plan.cost.params <= 170
@@ -79,20 +86,28 @@ def test_a_plan_is_made_of_the_chosen_methods() -> None:
 def test_all_layers_that_change_their_method_are_measured_again() -> None:
     model = network()
     net, sites = imported(model), sites_of(model)
-    x = [torch.from_numpy(floats(32, 3, 8, 8))]
     whole = Cost(sum(made.params for made in sites), 0)
-    budget = Budget("params", whole.params // 2, "2x")
-    reports: list[tuple[int, int]] = []
-    recipe = RECIPES["default"]
-    chosen, _, plan = planning.plan_layers(net, sites, budget, whole, recipe, {}, x, lambda k, of: reports.append((k, of)))
-    first = formats.choose(sites, current_weights(net, sites), {}, "params", formats.alike(sites, budget, whole))
-    changed = sum(one.method != other.method for one, other in zip(first, chosen, strict=True))
-    expected = [(k, len(sites)) for k in range(1, len(sites) + 1)] + [(k, changed) for k in range(1, changed + 1)]
-    assert reports == expected
+    budget = Budget("params", whole.params // 4, "4x")
+    recipe, weights = RECIPES["default"], current_weights(net, sites)
+    measured: list[list[str]] = []
+
+    def measure(some: Sequence[Site], losses: Mapping[str, FloatArray]) -> Mapping[str, Curve]:
+        # One layer hurts a thousand times less than the others, and so has to pay for them.
+        measured.append([made.key for made in some])
+        return {made.key: Curve((0.01, 0.5), (1e-6, 1e-3) if made.key == "c1" else (1e-3, 1.0)) for made in some}
+
+    chosen, _, plan = planning.plan_layers(sites, weights, budget, whole, recipe, {}, measure)
+    first = formats.choose(sites, losses_in(weights), "params", formats.alike(sites, budget, whole))
+    changed = [one.key for one, other in zip(first, chosen, strict=True) if one.method != other.method]
+    assert changed
+    assert measured == [[made.key for made in sites], changed]
     assert plan.cost.params <= budget.limit
     for made in chosen:
         assert made in alternatives(next(old for old in sites if old.key == made.key))
         ranks = plan.ranks[made.key]
         assert ranks is None or len(ranks) == len(method_of(made).max_ranks(made.shape, made.geometry.groups))
-    plain, _, _ = planning.plan_layers(net, sites, budget, whole, replace(recipe, formats=False), {}, x, lambda *_: None)
+    measured.clear()
+    silent = replace(recipe, formats=False, measures=False)
+    plain, _, _ = planning.plan_layers(sites, weights, budget, whole, silent, {}, measure)
     assert plain == sites
+    assert not measured

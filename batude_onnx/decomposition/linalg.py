@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -176,3 +177,10 @@ def whiten(tensor: Tensor, metric: Metric | None) -> Tensor:
 def colour(tensor: Tensor, metric: Metric | None) -> Tensor:
     """Back from that space."""
     return tensor if metric is None else metric.colour(tensor)
+
+
+def balanced(*factors: Tensor) -> tuple[Tensor, ...]:
+    """The factors of a product with their Frobenius norms made equal; as they are where one of them is zero."""
+    norms = [float(factor.norm()) for factor in factors]
+    common = prod(norms) ** (1 / len(norms))
+    return tuple(factor * (common / norm) if common else factor for factor, norm in zip(factors, norms, strict=True))

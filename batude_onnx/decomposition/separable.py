@@ -10,7 +10,7 @@ kernel, is shared here. Trained 3x3 kernels are often near to it. Each factor wa
 
 from __future__ import annotations
 
-from math import prod, sqrt
+from math import prod
 
 import torch
 from torch import Tensor
@@ -139,13 +139,12 @@ def _first_factor(b1: Tensor, b2: Tensor, target: Tensor, gram: Tensor, right: T
 def _chain(b1: Tensor, b2: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> FactorChain:
     """The two layers; `weight` tells their shapes and type."""
     rank = b2.shape[1]
-    n1, n2 = float(b1.norm()), float(b2.norm())
-    scale = sqrt(n1 / n2) if n1 and n2 else 1.0
+    b1, b2 = linalg.balanced(b1, b2)
     kernel = tuple(weight.shape[2:])
     others = (1,) * (len(kernel) - 1)
     parts = (
-        ((b2 * scale).reshape(-1, weight.shape[1], kernel[0], *others), None, _along(geometry, range(1))),
-        ((b1 / scale).reshape(-1, rank, 1, *kernel[1:]), bias, _along(geometry, range(1, len(kernel)))),
+        (b2.reshape(-1, weight.shape[1], kernel[0], *others), None, _along(geometry, range(1))),
+        (b1.reshape(-1, rank, 1, *kernel[1:]), bias, _along(geometry, range(1, len(kernel)))),
     )
     layers = (LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts)
     return FactorChain(NAME, tuple(layers), (rank,))

@@ -7,7 +7,7 @@ The first factor takes the stride and pads, so that both run on the smaller map.
 
 from __future__ import annotations
 
-from math import prod, sqrt
+from math import prod
 
 import torch
 from torch import Tensor
@@ -79,12 +79,11 @@ def regress(
 def _chain(b1: Tensor, b2: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> FactorChain:
     """The two layers; `weight` tells their shapes and type."""
     groups, dimensions, rank = geometry.groups, weight.ndim - 2, b2.shape[1]
-    n1, n2 = float(b1.norm()), float(b2.norm())
-    scale = sqrt(n1 / n2) if n1 and n2 else 1.0
+    b1, b2 = linalg.balanced(b1, b2)
     one = (1,) * dimensions
     parts = (
-        ((b2 * scale).reshape(groups * rank, weight.shape[1], *one), None, geometry),
-        ((b1 / scale).reshape(weight.shape[0], rank, *one), bias, Geometry.pointwise(dimensions, groups)),
+        (b2.reshape(groups * rank, weight.shape[1], *one), None, geometry),
+        (b1.reshape(weight.shape[0], rank, *one), bias, Geometry.pointwise(dimensions, groups)),
     )
     layers = (LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts)
     return FactorChain(NAME, tuple(layers), (rank,))

@@ -131,16 +131,14 @@ def _input_factor(b2: Tensor, core: Tensor, target: Tensor, gram: Tensor, pixel:
 def _chain(b1: Tensor, core: Tensor, b2: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> FactorChain:
     """The three layers; `weight` tells their shapes and type."""
     groups, dimensions = geometry.groups, weight.ndim - 2
-    norms = [float(part.norm()) for part in (b2, core, b1)]
-    common = prod(norms) ** (1 / 3)
-    scales = [common / norm if norm else 1.0 for norm in norms]
+    b1, core, b2 = linalg.balanced(b1, core, b2)
     one = (1,) * dimensions
     pointwise = Geometry.pointwise(dimensions, groups)
     r1, r2 = core.shape[1:3]
     parts = (
-        ((b2 * scales[0]).reshape(groups * r2, weight.shape[1], *one), None, pointwise),
-        ((core * scales[1]).reshape(groups * r1, r2, *weight.shape[2:]), None, geometry),
-        ((b1 * scales[2]).reshape(weight.shape[0], r1, *one), bias, pointwise),
+        (b2.reshape(groups * r2, weight.shape[1], *one), None, pointwise),
+        (core.reshape(groups * r1, r2, *weight.shape[2:]), None, geometry),
+        (b1.reshape(weight.shape[0], r1, *one), bias, pointwise),
     )
     layers = (LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts)
     return FactorChain(NAME, tuple(layers), (r1, r2))

@@ -65,12 +65,6 @@ class _Learning(Hooks):
         return bcadl.gap(current_weights(self.net, self.sites), self.state)
 
 
-def solve_ranks(net: GraphNet, sites: Sequence[Site], rules: bcadl.Rules) -> RankPlan:
-    """The ranks of the weights as they are, with no training."""
-    w = current_weights(net, sites)
-    return rules.ranks({key: (weight,) * rules.copies(key) for key, weight in w.items()})
-
-
 def learn_ranks(
     net: GraphNet,
     teacher: GraphNet,

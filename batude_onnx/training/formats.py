@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from torch import Tensor
 
 from batude_onnx.budget import frontier
 from batude_onnx.budget.problem import fixed_cost, price
-from batude_onnx.decomposition import Metric, alternatives
-from batude_onnx.records import Budget, Cost, RankPlan, Site
-from batude_onnx.training.rules import share_lost
+from batude_onnx.decomposition import alternatives
+from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
 
 Allowances = Mapping[str, float]
 
@@ -29,17 +27,14 @@ def planned(sites: Sequence[Site], plan: RankPlan, metric: str) -> dict[str, flo
     return {site.key: price(site, plan.ranks[site.key], metric) for site in sites if plan.ranks[site.key] is not None}
 
 
-def choose(
-    sites: Sequence[Site], weights: Mapping[str, Tensor], metrics: Mapping[str, Metric], metric: str, allowances: Allowances
-) -> list[Site]:
+def choose(sites: Sequence[Site], losses: Callable[[Site], FloatArray], metric: str, allowances: Allowances) -> list[Site]:
     """`sites` with the method that loses least of each layer for what it may cost; one without an allowance stays as it is.
 
-    `weights` are canonical; losses are shares of a layer's energy, in its metric where there is one. Where two lose the same,
-    the first one stays.
+    `losses(site)`: the share of its energy that the site's method loses, by ranks. Where two lose the same, the first one stays.
     """
 
     def lost(site: Site) -> float:
-        front = frontier(site, share_lost(site, weights[site.key], metrics.get(site.key)), metric)
+        front = frontier(site, losses(site), metric)
         index = int(np.searchsorted(front.prices, allowances[site.key], side="right")) - 1
         return float(front.losses[index]) if index >= 0 else 1.0
 

@@ -38,6 +38,15 @@ class PaperRules:
     whole: Cost
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    # The copy that each unfolding was last decomposed for, with its singular vectors and values: ranks and projections take both.
+    _spectra: dict[tuple[str, int], tuple[Tensor, tuple[Tensor, Tensor]]] = field(default_factory=dict, repr=False)
+
+    def _spectrum(self, key: str, part: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+        held = self._spectra.get((key, mode))
+        if held is None or held[0] is not part:
+            stack = linalg.stack(part.detach().cpu(), _site(self.sites, key).geometry.groups)
+            held = self._spectra[key, mode] = part, linalg.leading(stack, mode)
+        return held[1]
 
     def copies(self, key: str) -> int:
         return len(method_of(_site(self.sites, key)).modes)
@@ -45,10 +54,10 @@ class PaperRules:
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
         gains = {}
         for site in self.sites:
-            stacks = [linalg.stack(part.detach().cpu(), site.geometry.groups) for part in v[site.key]]
-            pairs = zip(stacks, method_of(site).modes, strict=True)
+            pairs = zip(v[site.key], method_of(site).modes, strict=True)
             # The groups of a layer share their ranks: what one more rank keeps is the norm over all groups.
-            gains[site.key] = [linalg.leading(stack, mode)[1].square().sum(0).sqrt().numpy() for stack, mode in pairs]
+            values = [self._spectrum(site.key, part, mode)[1] for part, mode in pairs]
+            gains[site.key] = [value.square().sum(0).sqrt().numpy() for value in values]
         return solve_greedy(self.sites, gains, self.budget, self.whole)
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
@@ -56,7 +65,7 @@ class PaperRules:
         nearest = []
         for part, mode, rank in zip(v, method_of(site).modes, ranks, strict=True):
             stack = linalg.stack(part.detach().cpu(), site.geometry.groups)
-            cut = linalg.truncate(stack, mode, rank, linalg.leading(stack, mode)[0])
+            cut = linalg.truncate(stack, mode, rank, self._spectrum(key, part, mode)[0])
             nearest.append(linalg.unstack(cut, part.shape).to(part))
         return tuple(nearest)
 
