@@ -25,8 +25,8 @@ from batude_onnx.training.statistics import channels_last_axis
 
 # Neighbouring positions of a map say much the same: so many of each sample are used at most, drawn at random.
 POSITIONS = 256
-# Elements of patches that are in memory at a time.
-ELEMENTS = 2**26
+# Elements of patches that are in memory at a time. The samples among them share their positions.
+ELEMENTS = 2**24
 
 
 class _Reached(Exception):
@@ -77,16 +77,33 @@ def _values(running: Pass, site: Site, join: str | None) -> tuple[Tensor, Tensor
     return (*found[site.key], None if join is None else found[join][1])
 
 
-def patches(x: Tensor, site: Site) -> Tensor:
-    """What the kernel of `site` sees of the input `x`: (g, rows, D), D = C/g * kernel, in the order of the flattened weight."""
+def patches(x: Tensor, site: Site, positions: Tensor | None = None) -> Tensor:
+    """What the kernel of `site` sees of the input `x`: (g, rows, D), D = C/g * kernel, in the order of the flattened weight.
+
+    Rows are samples, and within each of them the places to which the kernel is applied: those at the indices `positions` of the
+    output's flattened map, all of them where there are none.
+    """
     if len(site.shape) == 2:
         return x.reshape(1, -1, x.shape[-1])
-    size, channels = prod(site.kernel), x.shape[1]
-    pick = torch.eye(size, device=x.device, dtype=x.dtype).reshape(size, 1, *site.kernel)
-    pick = pick.repeat(channels, *(1,) * (len(site.shape) - 1))
-    seen = run_layer(x, pick, None, replace(site.geometry, groups=channels))
-    rows = seen.movedim(1, -1).reshape(-1, site.geometry.groups, site.shape[1] * size)
-    return rows.movedim(1, 0)
+    places = _places(x, site)
+    places = places if positions is None else places[positions]
+    # Place 0 is the padding around the map.
+    padded = torch.cat([x.new_zeros(*x.shape[:2], 1), x.flatten(2)], dim=2)
+    seen = padded[:, :, places.flatten()].reshape(len(x), site.geometry.groups, site.shape[1], *places.shape)
+    return seen.permute(1, 0, 3, 2, 4).reshape(site.geometry.groups, len(x) * len(places), -1)
+
+
+def _places(x: Tensor, site: Site) -> Tensor:
+    """For each position of the output's flattened map, the places of `x`'s flattened map under the kernel, counted from 1; 0 for
+    padding: (positions, kernel).
+
+    The layer itself says so, run on a map that holds the numbers of its places.
+    """
+    size, spatial = prod(site.kernel), x.shape[2:]
+    pick = torch.eye(size, dtype=torch.float64).reshape(size, 1, *site.kernel)
+    numbers = torch.arange(1, prod(spatial) + 1, dtype=torch.float64).reshape(1, 1, *spatial)
+    found = run_layer(numbers, pick, None, replace(site.geometry, groups=1))
+    return found.flatten(2)[0].T.round().long().to(x.device)
 
 
 def _targets(net: GraphNet, site: Site, ours: Tensor, sum_ours: Tensor, sum_wanted: Tensor) -> Tensor | None:
@@ -125,12 +142,14 @@ def collect(site: Site, running: Sequence[Pass], original: Sequence[Pass] | None
         # Layers that act on (..., C) mix no samples and no positions: their rows are what is sliced.
         pieces = given.reshape(-1, given.shape[-1]) if len(site.shape) == 2 else given
         each = outputs.shape[1] // len(pieces)
-        slices = max(1, ELEMENTS // (each * prod(site.shape[1:]) * groups))
+        used = min(each, POSITIONS)
+        slices = max(1, ELEMENTS // (used * prod(site.shape[1:]) * groups))
         for start in range(0, len(pieces), slices):
-            seen = patches(pieces[start : start + slices], site)
-            aimed = outputs[:, start * each : start * each + seen.shape[1]]
-            if each > POSITIONS:
-                chosen = torch.randperm(seen.shape[1], generator=generator)[: seen.shape[1] * POSITIONS // each].to(seen.device)
-                seen, aimed = seen[:, chosen], aimed[:, chosen]
-            sums.add(seen, aimed)
+            some = pieces[start : start + slices]
+            aimed = outputs[:, start * each : (start + len(some)) * each]
+            positions = None
+            if each > used:
+                positions = torch.randperm(each, generator=generator)[:used].to(given.device)
+                aimed = aimed.reshape(groups, len(some), each, -1)[:, :, positions].flatten(1, 2)
+            sums.add(patches(some, site, positions), aimed)
     return sums
