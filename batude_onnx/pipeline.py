@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from batude_onnx import decomposition, layers
+from batude_onnx import bookkeeping, decomposition, layers
 from batude_onnx.errors import (
     BudgetMissedError,
     DataError,
@@ -25,12 +23,11 @@ from batude_onnx.importer import GraphNet, import_graph
 from batude_onnx.loading import (
     load_model,
     save_model,
-    write_atomically,
 )
 from batude_onnx.opening import Case, classes, load_data, open_case, report_path
+from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, outputs_of, parity_feeds, survey
-from batude_onnx.records import Comparison, FactorChain, FloatArray, OutputDifference, RankPlan, Site, TrainResult, Verdict
-from batude_onnx.report import to_json
+from batude_onnx.records import Comparison, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
@@ -49,6 +46,8 @@ SENSITIVITY, SENSITIVITY_LEAST = 256, 16
 AFFORDABLE_MACS = 10**13
 # Rewriting, onnxsim, and the latency of the two models in turns.
 WRITING_SECONDS = 7.0
+# Nodes that cannot be imported and are named with their reasons.
+REASONS = 5
 
 
 def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
@@ -62,7 +61,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
     result, expected = _without_data(case, watch) if case.dataset is None else _with_data(case, watch, began)
-    notes = _metadata(case, result.plan, result.chains)
+    notes = bookkeeping.metadata(case, result.plan, result.chains)
     finished = rewrite(case.model, result.chains, weights=result.weights, biases=result.biases, metadata=notes)
     if settings.simplify:
         finished = _simplified(finished, case, watch)
@@ -72,15 +71,15 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     verdict = Verdict(
         budget=case.budget,
         ranks=result.plan.chosen(),
-        methods=_methods(result.chains),
-        whole=_whole(case.seen, result.plan),
+        methods=bookkeeping.methods(result.chains),
+        whole=bookkeeping.whole(case.seen, result.plan),
         surgery=surgery,
         parity=parity,
         comparison=comparison,
-        facts=_facts(case, result, time.monotonic() - began),
+        facts=bookkeeping.facts(case, result, time.monotonic() - began),
         history=result.history,
     )
-    _write_report(verdict, report_path(settings.output))
+    bookkeeping.write_report(verdict, report_path(settings.output))
     return verdict
 
 
@@ -145,7 +144,7 @@ def _factor(site: Site, node: ir.Node, ranks: tuple[int, ...]) -> FactorChain:
 
 
 def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
-    """Ranks and factors from the weights alone. What is expected: the original graph with the reconstructed dense weights."""
+    """Ranks and factors from the weights alone. What is expected: the original graph with the dense weights these stand for."""
     watch.say("no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)")
     sites, nodes = case.seen.compressible, layers.nodes_by_key(case.model)
     weights = {site.key: torch.from_numpy(layers.read_weight(nodes[site.key]).copy()) for site in sites}
@@ -153,12 +152,22 @@ def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     sites, _, plan = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, {}, planning.unmeasured)
     by_key = {site.key: site for site in sites}
     chains = {key: _factor(by_key[key], nodes[key], ranks) for key, ranks in plan.chosen().items()}
-    dense = {}
-    for key, chain in chains.items():
+    result = TrainResult(plan, chains, {}, {})
+    return result, _dense_outputs(case, result)
+
+
+def _dense_outputs(case: Case, result: TrainResult) -> Feeds:
+    """What the original graph gives with the weights that the chains stand for and all else that was trained in their places."""
+    weights, biases = dict(result.weights), dict(result.biases)
+    by_key, nodes = {site.key: site for site in case.seen.sites}, layers.nodes_by_key(case.model)
+    for key, chain in result.chains.items():
+        site, bias, held = by_key[key], chain.layers[-1].bias, layers.read_bias(nodes[key])
         weight = decomposition.method(chain.method).reconstruct(chain).float().numpy()
-        dense[by_key[key].weight] = np.ascontiguousarray(weight.T if by_key[key].transposed else weight)
-    near = open_graph(rewrite(case.model, {}, weights=dense), case.settings.provider, case.settings.threads)
-    return TrainResult(plan, chains, {}, {}), outputs_of(near, case.feeds)
+        weights[site.weight] = np.ascontiguousarray(weight.T if site.transposed else weight)
+        if bias is not None and (held is None or not np.array_equal(bias, held)):
+            biases[key] = bias
+    near = open_graph(rewrite(case.model, {}, weights=weights, biases=biases), case.settings.provider, case.settings.threads)
+    return outputs_of(near, case.feeds)
 
 
 def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
@@ -169,8 +178,11 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
     torch.manual_seed(settings.seed)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    net, teacher = import_graph(case.model).to(settings.device), import_graph(case.model).to(settings.device)
+    net, teacher = import_graph(case.model, cut=True).to(settings.device), import_graph(case.model, cut=True).to(settings.device)
     teacher.requires_grad_(False)
+    sites = [site for site in sites if site.weight in net.weight_names() and net.has_step(site.key)]
+    if net.refused:
+        _cut(case, net, teacher, watch)
     batches = _batches(case, net, recipe.batch, watch)
     calibration = batches.sample(_affordable(case, 2.0, CALIBRATION_LEAST, CALIBRATION), settings.seed)
     if not any(output.requires_grad for output in net.eval()(calibration[0])):
@@ -218,7 +230,22 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
             seconds=None if timetable is None else max(timetable.left(), 1e-3), keys=keys,
         )  # fmt: skip
         history = (*history, *tuned)
-    return compressing.harvest(net, case.seen.sites, plan, history), _torch_outputs(net, case)
+    result = compressing.harvest(net, case.seen.sites, plan, history)
+    return result, _torch_outputs(net, case) if not net.refused else _dense_outputs(case, result)
+
+
+def _cut(case: Case, net: GraphNet, teacher: GraphNet, watch: Watch) -> None:
+    """Say what was left out of `net`, and feed both networks with what that part gives in the original."""
+    head, *reasons = net.refused.splitlines()
+    watch.say(f"{head}; the others are trained towards the original's values of {', '.join(net.output_names)}")
+    for reason in reasons[:REASONS]:
+        watch.say(reason)
+    if len(reasons) > REASONS:
+        watch.say(f"  and {len(reasons) - REASONS} more")
+    if net.given_names:
+        outside = Outside(case.model, net.given_names, case.settings.provider, case.settings.threads)
+        net.feed(outside)
+        teacher.feed(outside)
 
 
 def _epochs_in(
@@ -259,7 +286,7 @@ def _batches(case: Case, net: GraphNet, batch: int, watch: Watch) -> Batches:
     if images and source.augment:
         augmentation = Augmentation(shift=dataset.x_train.shape[1] // 8, flip=dataset.x_train.shape[3] == 3)
     fixed = batch_of(spec)
-    if fixed is not None and takes_any_batch(net, case.feeds[spec.name]):
+    if fixed is not None and not net.given_names and takes_any_batch(net, case.feeds[spec.name]):
         fixed = None
     if fixed is not None:
         watch.say(f"the model takes batches of {fixed} only, and is trained with those: an open batch would train better")
@@ -267,7 +294,7 @@ def _batches(case: Case, net: GraphNet, batch: int, watch: Watch) -> Batches:
             raise DataError(f"{source.path}: {len(dataset.x_train)} training samples do not fill a batch of {fixed}")
     return Batches(
         dataset.x_train,
-        dataset.y_train if classes(case.seen) else None,
+        dataset.y_train if classes(case.seen) and not net.refused else None,
         batch=fixed or batch,
         whole=fixed is not None,
         mean=dataset.mean,
@@ -319,57 +346,5 @@ def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tupl
     return parity, comparison
 
 
-def _metadata(case: Case, plan: RankPlan, chains: Mapping[str, FactorChain]) -> dict[str, str]:
-    """What the file itself says of how it was made."""
-    return {
-        "batude_onnx.budget": f"{case.budget.text} {case.budget.metric} <= {case.budget.limit}",
-        "batude_onnx.methods": json.dumps(_methods(chains)),
-        "batude_onnx.ranks": json.dumps(plan.chosen()),
-        "batude_onnx.recipe": case.settings.recipe if case.dataset is not None else "training-free",
-    }
-
-
-def _methods(chains: Mapping[str, FactorChain]) -> dict[str, str]:
-    """How each layer was factored."""
-    return {key: chain.method for key, chain in chains.items()}
-
-
-def _whole(seen: Survey, plan: RankPlan) -> dict[str, str]:
-    """Every layer left alone, with its reason."""
-    reasons = {}
-    for site in seen.sites:
-        if site.method is None:
-            reasons[site.key] = str(site.reason)
-        elif plan.ranks[site.key] is None:
-            reasons[site.key] = "the budget pays for it as it is"
-    return reasons
-
-
-def _facts(case: Case, result: TrainResult, seconds: float) -> dict[str, object]:
-    settings = case.settings
-    return {
-        "seconds": round(seconds, 1),
-        "recipe": settings.recipe if case.dataset is not None else "training-free",
-        "epochs": round(sum({str(row["phase"]): float(row["epochs"]) for row in result.history}.values()), 2),
-        "seed": settings.seed,
-        "training_samples": 0 if case.dataset is None else len(case.dataset.x_train),
-        "device": settings.device,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnx_ir": ir.__version__,
-    }
-
-
 def _worst(differences: tuple[OutputDifference, ...]) -> float:
     return max(difference.max_absolute for difference in differences)
-
-
-def _write_report(verdict: Verdict, path: Path) -> None:
-    """The verdict beside the model."""
-    write_atomically(path, lambda target: _dump(verdict, target))
-
-
-def _dump(verdict: Verdict, target: Path) -> None:
-    target.write_text(to_json(verdict) + "\n")

@@ -16,15 +16,41 @@ from batude_onnx.importer.registry import Entry, Op, find
 from batude_onnx.importer.view import NodeView, Refusal
 
 
-def import_graph(model: ir.Model) -> GraphNet:
+def import_graph(model: ir.Model, *, cut: bool = False) -> GraphNet:
     """Turn an ONNX model into a torch module that computes the same and can be trained; the model is left untouched.
 
-    Raises UnsupportedError that names every node that cannot be imported, with the reason and what to do.
+    Nodes that cannot be imported are cut out where `cut` allows it: what they read of values that learned weights have to do with
+    becomes an output of the network, beside those of the model's outputs that it still computes, and what they give, where it is
+    needed, has to be fed (`GraphNet.feed`). `GraphNet.refused` then says what was cut out and why.
+
+    Raises UnsupportedError that names every node that cannot be imported, with the reason and what to do; with `cut`, where no
+    learned weight is left.
     """
     if model.functions:
         # A round trip, since `clone` demands sorted nodes and inlining changes the model.
         model = InlinePass()(ir.from_proto(ir.to_proto(model))).model
-    return _Builder(model).build()
+    return _Builder(model, cut).build()
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """All values that a node reads, those that its subgraphs take from outside too."""
+    values = [value for value in node.inputs if value is not None]
+    for attribute in node.attributes.values():
+        for graph in _graphs(attribute):
+            own = {*graph.inputs, *graph.initializers.values(), *(value for inner in graph for value in inner.outputs)}
+            read = [*(value for inner in graph for value in _reads(inner)), *graph.outputs]
+            values += [value for value in read if value not in own]
+    return values
+
+
+def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
+
+
+def _producers(node: ir.Node) -> list[ir.Node]:
+    return [made for value in _reads(node) if (made := value.producer()) is not None]
 
 
 def _live_nodes(graph: ir.Graph) -> list[ir.Node]:
@@ -35,12 +61,12 @@ def _live_nodes(graph: ir.Graph) -> list[ir.Node]:
         node = stack.pop()
         if node not in needed:
             needed.add(node)
-            stack.extend(node.predecessors())
+            stack.extend(_producers(node))
     done: dict[ir.Node, None] = {}
     for first in graph:
         stack = [first] if first in needed else []
         while stack:
-            missing = [node for node in stack[-1].predecessors() if node not in done]
+            missing = [node for node in _producers(stack[-1]) if node not in done]
             if missing:
                 stack.extend(missing)
             else:
@@ -53,6 +79,7 @@ class _Builder:
     """Works through the nodes in order. `constants` and `learned` are the values known at import."""
 
     model: ir.Model
+    cut: bool = False
     constants: dict[ir.Value, Tensor] = field(default_factory=dict)
     learned: dict[ir.Value, Tensor] = field(default_factory=dict)
     slots: dict[ir.Value, int] = field(default_factory=dict)
@@ -63,6 +90,8 @@ class _Builder:
     calls: list[Call] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     refused: list[tuple[ir.Node, int, str]] = field(default_factory=list)
+    given: dict[ir.Value, int] = field(default_factory=dict)
+    moving: set[ir.Value] = field(default_factory=set)  # what learned weights have to do with
     count: int = NONE + 1
 
     def build(self) -> GraphNet:
@@ -74,13 +103,34 @@ class _Builder:
         entries = {node: entry for node in nodes if (entry := self._entry(node)) is not None}
         for node, entry in entries.items():
             self._find_learned(node, entry)
-        for node, entry in entries.items():
-            self._add_or_refuse(node, entry)
+        without = {node for node, _, _ in self.refused}
+        for node in nodes:
+            if node in without:
+                self._leave_out(node)
+            elif node in entries:
+                self._add_or_refuse(node, entries[node])
+        outputs = list(graph.outputs)
         if self.refused:
-            raise UnsupportedError(_message(self.refused, len(nodes)))
-        outputs = [(value.name or "", self._held_or_computed(value, host=False)) for value in graph.outputs]
+            outputs = self._frontier() if self.cut else []
+            if not outputs:
+                raise UnsupportedError(_message(self.refused, len(nodes)))
+        placed = [(value.name or "", self._held_or_computed(value, host=False)) for value in outputs]
         named = [(value.name or "", self.slots[value]) for value in inputs]
-        return GraphNet(named, outputs, self.weights, self.host, self.calls, self.ops, self.count)
+        given = [(value.name, slot) for value, slot in self.given.items() if value.name]
+        refused = _message(self.refused, len(nodes)) if self.refused else ""
+        return GraphNet(named, placed, self.weights, self.host, self.calls, self.ops, self.count, given, refused)
+
+    def _frontier(self) -> list[ir.Value]:
+        """Outputs of the model, and values that nodes which are left out read, as far as learned weights have to do with them."""
+        wanted = dict.fromkeys(self.model.graph.outputs)
+        for node, _, _ in self.refused:
+            wanted.update(dict.fromkeys(_reads(node)))
+        return [value for value in wanted if value in self.moving]
+
+    def _leave_out(self, node: ir.Node) -> None:
+        """What the node gives will have to be fed where it is read."""
+        for value in node.outputs:
+            self.slots[value] = self.given[value] = self._slot()
 
     def _slot(self) -> int:
         self.count += 1
@@ -133,6 +183,7 @@ class _Builder:
             self._add(node, entry)
         except Refusal as refusal:
             self.refused.append((node, self._opset(node), str(refusal)))
+            self._leave_out(node)
 
     def _add(self, node: ir.Node, entry: Entry) -> None:
         """Convert one node, then either compute it now or give it a place in the schedule."""
@@ -167,6 +218,8 @@ class _Builder:
             op = _beside_data(op, data, frozenset(moved))
         if on_host:
             self.on_host.update(node.outputs)
+        if learned or self.moving.intersection(dynamic):
+            self.moving.update(node.outputs)
         give = tuple(self._slot() for _ in node.outputs)
         self.slots.update(zip(node.outputs, give, strict=True))
         self.calls.append(Call(view.key, tuple(slots), give))

@@ -13,7 +13,7 @@ shapes stay in CPU memory, as plain tensors in the list that every forward pass 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -80,6 +80,8 @@ class Weight:
     learned: bool
 
 
+# The network's inputs -> the values that it cannot compute itself.
+Source = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 # A step, what is wrapped around it, the slots that it takes and gives (and the first of these), and those that are spent then.
 Planned = tuple[nn.Module, nn.Module | None, tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]
 
@@ -127,9 +129,16 @@ class GraphNet(Store):
         calls: Sequence[Call],
         ops: Sequence[Op],
         slots: int,
+        given: Sequence[tuple[str, int]] = (),
+        refused: str = "",
     ) -> None:
-        """`inputs`, `outputs`: names with slots; `host`: integer constants that stay in CPU memory, by slot."""
+        """`inputs`, `outputs`: names with slots; `host`: integer constants that stay in CPU memory, by slot.
+
+        `given`: values that this network cannot compute itself, with slots; `refused`: what could not be imported, and why.
+        """
         super().__init__()
+        self.refused = refused
+        self._source: Source | None = None
         self.input_names = tuple(name for name, _ in inputs)
         self.output_names = tuple(name for name, _ in outputs)
         self._in = tuple(slot for _, slot in inputs)
@@ -144,6 +153,9 @@ class GraphNet(Store):
         self._held = [self._hold(weight) for weight in weights]
         self._by_name = {held.name: held for held in self._held}
         self._schedule()
+        read = {slot for planned in self._plan for slot in planned[2]}
+        self.given_names = tuple(name for name, slot in given if slot in read)
+        self._given = tuple(slot for _, slot in given if slot in read)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Inputs and outputs in the order of `input_names` and `output_names`."""
@@ -162,7 +174,16 @@ class GraphNet(Store):
         values = self._blank.copy()
         for slot, value in zip(self._in, inputs, strict=True):
             values[slot] = value
+        if self._given:
+            if self._source is None:
+                raise ValueError(f"the network must be fed with {', '.join(self.given_names)}, which it cannot compute")
+            for slot, value in zip(self._given, self._source(inputs), strict=True):
+                values[slot] = value
         return values
+
+    def feed(self, source: Source) -> None:
+        """From now on `source(inputs)` is asked for the values of `given_names`, in their order, in each forward pass."""
+        self._source = source
 
     def _run(self, values: list[Tensor | None], plan: Sequence[Planned]) -> None:
         """Execute some steps, in place of `values`."""

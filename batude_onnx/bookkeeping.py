@@ -1,0 +1,72 @@
+"""What a run says of itself: in the file that it writes, and in the report beside it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from batude_onnx.loading import write_atomically
+from batude_onnx.opening import Case
+from batude_onnx.proving import Survey
+from batude_onnx.records import FactorChain, RankPlan, TrainResult, Verdict
+from batude_onnx.report import to_json
+
+
+def metadata(case: Case, plan: RankPlan, chains: Mapping[str, FactorChain]) -> dict[str, str]:
+    """What the file itself says of how it was made."""
+    return {
+        "batude_onnx.budget": f"{case.budget.text} {case.budget.metric} <= {case.budget.limit}",
+        "batude_onnx.methods": json.dumps(methods(chains)),
+        "batude_onnx.ranks": json.dumps(plan.chosen()),
+        "batude_onnx.recipe": case.settings.recipe if case.dataset is not None else "training-free",
+    }
+
+
+def methods(chains: Mapping[str, FactorChain]) -> dict[str, str]:
+    """How each layer was factored."""
+    return {key: chain.method for key, chain in chains.items()}
+
+
+def whole(seen: Survey, plan: RankPlan) -> dict[str, str]:
+    """Every layer left alone, with its reason."""
+    reasons = {}
+    for site in seen.sites:
+        if site.method is None:
+            reasons[site.key] = str(site.reason)
+        elif site.key not in plan.ranks:
+            reasons[site.key] = "nothing that was trained depends on it"
+        elif plan.ranks[site.key] is None:
+            reasons[site.key] = "the budget pays for it as it is"
+    return reasons
+
+
+def facts(case: Case, result: TrainResult, seconds: float) -> dict[str, object]:
+    """How and on what the run was made; it took `seconds`."""
+    settings = case.settings
+    return {
+        "seconds": round(seconds, 1),
+        "recipe": settings.recipe if case.dataset is not None else "training-free",
+        "epochs": round(sum({str(row["phase"]): float(row["epochs"]) for row in result.history}.values()), 2),
+        "seed": settings.seed,
+        "training_samples": 0 if case.dataset is None else len(case.dataset.x_train),
+        "device": settings.device,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx_ir": ir.__version__,
+    }
+
+
+def write_report(verdict: Verdict, path: Path) -> None:
+    """The verdict beside the model."""
+    write_atomically(path, lambda target: _dump(verdict, target))
+
+
+def _dump(verdict: Verdict, target: Path) -> None:
+    target.write_text(to_json(verdict) + "\n")
