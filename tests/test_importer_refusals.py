@@ -112,4 +112,4 @@ def test_the_list_of_supported_ops() -> None:
     names = registry.supported()
     assert names == tuple(sorted(names))
     assert {"Conv", "Gemm", "Resize", "BatchNormalization"} <= set(names)
-    assert "LSTM" not in names
+    assert "If" not in names

@@ -108,6 +108,11 @@ class NodeView:
         attribute = self._of_type(name, ir.AttributeType.FLOATS)
         return None if attribute is None else [float(value) for value in attribute.as_floats()]
 
+    def attr_strings(self, name: str) -> list[str] | None:
+        """A list of strings, or None where the attribute is absent."""
+        attribute = self._of_type(name, ir.AttributeType.STRINGS)
+        return None if attribute is None else list(attribute.as_strings())
+
     def array(self, name: str) -> Array | None:
         """A tensor attribute, or None where it is absent."""
         attribute = self._of_type(name, ir.AttributeType.TENSOR)
