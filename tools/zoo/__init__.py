@@ -1,0 +1,1 @@
+"""Real models out of public packages: what the tool makes of each."""

@@ -1,0 +1,50 @@
+"""docs/ZOO.md from the JSON files under results/zoo/, and from nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tools.tables.rendering import table
+from tools.zoo.models import MODELS
+from tools.zoo.running import RATIO
+
+HEAD = f"""# Real models
+
+Rendered from `results/zoo/*.json` by `make zoo`. Each model is imported (or cut where a node cannot be imported), compressed from
+its weights alone so that the compressible layers' MACs fall {RATIO:g} times, rewritten, simplified and proved in onnxruntime.
+*surgery*: the largest difference that replacing all layers at full rank makes; *parity*: that between the written file and the
+graph with the weights that it stands for. No row says anything of accuracy: nothing was trained and no data were used.
+"""
+
+
+def render(results: dict[str, dict[str, Any]]) -> str:
+    """The page."""
+    head = ["model", "nodes", "opset", "layers", "imported", "MACs", "x", "surgery", "parity", "as fast", "s", "MB", "left alone"]
+    rows = [_row(results.get(model.name), model.name) for model in MODELS]
+    packages = [[model.name, model.package or "published weights", f"`{model.member}`"] for model in MODELS]
+    return "\n".join([HEAD, table(head, rows), "## Where they come from\n", table(["model", "package", "file"], packages)])
+
+
+def _row(record: dict[str, Any] | None, name: str) -> list[str]:
+    if record is None:
+        return [name, *[""] * 3, "not run", *[""] * 8]
+    told = [name, str(record.get("nodes", "")), str(record.get("opset", ""))]
+    told += [f"{record['compressible']} of {record['layers']}" if "layers" in record else "", record.get("imported", "")]
+    spent = [f"{record['seconds']:.0f}", str(record["peak_mb"])]
+    if "failed" in record or "refused" in record:
+        return [*told, *[""] * 5, *spent, f"**failed**: {record['failed']}" if "failed" in record else record["refused"]]
+    before, after = record["cost"]["macs"], record["macs"]
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in sorted(_short(record["left_alone"]).items()))
+    return [
+        *told, f"{before / 1e6:.1f} → {after / 1e6:.1f} M", f"{before / after:.2f}", f"{record['surgery']['max_absolute']:.0e}",
+        f"{record['parity']['max_absolute']:.0e}", f"{record['latency']:.2f}x", *spent, reasons,
+    ]  # fmt: skip
+
+
+def _short(reasons: dict[str, int]) -> dict[str, int]:
+    """Reasons without what differs from layer to layer."""
+    found: dict[str, int] = {}
+    for reason, count in reasons.items():
+        short = reason.split(":")[0]
+        found[short] = found.get(short, 0) + count
+    return found

@@ -1,0 +1,70 @@
+"""One model through the tool: imported or cut, compressed from its weights alone, proved."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from batude_onnx.errors import BatudeError, NothingToCompressError, UnsupportedError
+from batude_onnx.importer import import_graph
+from batude_onnx.loading import load_model
+from batude_onnx.pipeline import compress
+from batude_onnx.proving import Survey, survey
+from batude_onnx.settings import Settings
+from tools.zoo.models import Model
+
+# The compressible layers' MACs are divided by this.
+RATIO = 1.5
+
+
+def run(model: Model, path: Path, output: Path) -> dict[str, Any]:
+    """What came out, as plain values; `failed` where the tool did not do what it promises."""
+    began = time.monotonic()
+    record: dict[str, Any] = {"name": model.name, "package": model.package or "published weights", "bytes": path.stat().st_size}
+    try:
+        loaded = load_model(path)
+        seen = survey(loaded, model.shapes)
+        ops = Counter(node.op_type for node in loaded.graph)
+        record |= {"nodes": sum(ops.values()), "ops": dict(sorted(ops.items())), "opset": loaded.graph.opset_imports.get("", 0)}
+        record |= {"layers": len(seen.sites), "compressible": len(seen.compressible), "cost": asdict(seen.cost)}
+        record["left_alone"] = dict(Counter(str(site.reason) for site in seen.sites if site.reason))
+        record["imported"] = _imported(path)
+        record |= _compressed(model, path, output, seen)
+    except NothingToCompressError as error:
+        record["refused"] = str(error)
+    except BatudeError as error:
+        record["failed"] = str(error)
+    record["seconds"] = round(time.monotonic() - began, 1)
+    record["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return record
+
+
+def _imported(path: Path) -> str:
+    """What cannot be imported of a model, in a few words."""
+    try:
+        net = import_graph(load_model(path), cut=True)
+    except UnsupportedError as error:
+        return str(error).splitlines()[0]
+    return net.refused.splitlines()[0] if net.refused else "whole"
+
+
+def _compressed(model: Model, path: Path, output: Path, seen: Survey) -> dict[str, Any]:
+    within = sum(site.macs for site in seen.compressible)
+    limit = int(seen.cost.macs - within + within / RATIO)
+    settings = Settings(model=path, output=output, budget=str(limit), metric="macs", inputs=model.shapes)
+    verdict = compress(settings)
+    surgery = max(verdict.surgery, key=lambda difference: difference.max_absolute)
+    parity = max(verdict.parity, key=lambda difference: difference.max_absolute)
+    return {
+        "macs": verdict.comparison.cost_other.macs,
+        "params": verdict.comparison.cost_other.params,
+        "replaced": len(verdict.ranks),
+        "methods": dict(Counter(verdict.methods.values())),
+        "surgery": asdict(surgery),
+        "parity": asdict(parity),
+        "latency": verdict.comparison.latency["ratio"],
+    }
