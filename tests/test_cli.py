@@ -72,15 +72,15 @@ def only_depthwise(place: Path) -> None:
 
 
 def unsupported(place: Path) -> None:
-    """An op that onnxruntime runs and the importer does not know, twice."""
+    """Ops that onnxruntime runs and the importer does not know."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
-        helper.make_node("Det", ["c"], ["a"], name="first"),
+        helper.make_node("SequenceConstruct", ["c"], ["s"], name="first"),
+        helper.make_node("ConcatFromSequence", ["s"], ["a"], name="second", axis=0),
         helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("Det", ["r"], ["b"], name="second"),
-        helper.make_node("Add", ["a", "b"], ["y"]),
+        helper.make_node("Add", ["a", "r"], ["y"]),
     ]
-    onnx.save(one_node(nodes, (2, 3, 4, 4), (2, 12), {"w": values(12, 3, 3, 3)}), place / "model.onnx")
+    onnx.save(one_node(nodes, (2, 3, 4, 4), (2, 12, 2, 2), {"w": values(12, 3, 3, 3)}), place / "model.onnx")
 
 
 def without_gradient(place: Path) -> None:
@@ -201,7 +201,7 @@ def test_what_cannot_be_imported_is_listed_whole(place: Path) -> None:
     before = listing(place)
     result = run(*WITH_DATA)
     assert result.exit_code == errors.UnsupportedError.exit_code
-    assert result.stderr.startswith("error: 2 of 5 nodes cannot be imported: Det (2)")
+    assert result.stderr.startswith("error: 2 of 5 nodes cannot be imported: ConcatFromSequence (1), SequenceConstruct (1)")
     assert "node 'first'" in result.stderr
     assert "node 'second'" in result.stderr
     assert listing(place) == before

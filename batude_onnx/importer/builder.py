@@ -10,10 +10,11 @@ from onnx_ir.passes.common import InlinePass
 from torch import Tensor
 
 from batude_onnx.errors import UnsupportedError
-from batude_onnx.importer.constants import origin, stored, torch_tensor, weight_behind
+from batude_onnx.importer.constants import is_constant_node, origin, stored, torch_tensor, weight_behind
+from batude_onnx.importer.inlining import Inlined, inline, live_nodes, opset_of
 from batude_onnx.importer.net import NONE, Call, GraphNet, Weight
 from batude_onnx.importer.registry import Entry, Op, find
-from batude_onnx.importer.view import NodeView, Refusal
+from batude_onnx.importer.view import DTYPES, NodeView, Refusal
 
 
 def import_graph(model: ir.Model) -> GraphNet:
@@ -24,35 +25,14 @@ def import_graph(model: ir.Model) -> GraphNet:
     if model.functions:
         # A round trip, since `clone` demands sorted nodes and inlining changes the model.
         model = InlinePass()(ir.from_proto(ir.to_proto(model))).model
-    return _Builder(model).build()
-
-
-def _live_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The nodes that the outputs need, in the file's order as far as that is a valid one."""
-    needed: set[ir.Node] = set()
-    stack = [node for value in graph.outputs if (node := value.producer()) is not None]
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack.extend(node.predecessors())
-    done: dict[ir.Node, None] = {}
-    for first in graph:
-        stack = [first] if first in needed else []
-        while stack:
-            missing = [node for node in stack[-1].predecessors() if node not in done]
-            if missing:
-                stack.extend(missing)
-            else:
-                done[stack.pop()] = None
-    return list(done)
+    return _Builder(inline(model)).build()
 
 
 @dataclass
 class _Builder:
     """Works through the nodes in order. `constants` and `learned` are the values known at import."""
 
-    model: ir.Model
+    inlined: Inlined
     constants: dict[ir.Value, Tensor] = field(default_factory=dict)
     learned: dict[ir.Value, Tensor] = field(default_factory=dict)
     slots: dict[ir.Value, int] = field(default_factory=dict)
@@ -66,11 +46,11 @@ class _Builder:
     count: int = NONE + 1
 
     def build(self) -> GraphNet:
-        graph = self.model.graph
+        graph = self.inlined.model.graph
         inputs = [value for value in graph.inputs if not value.is_initializer()]
         for value in inputs:
             self.slots[value] = self._slot()
-        nodes = _live_nodes(graph)
+        nodes = live_nodes(graph)
         entries = {node: entry for node in nodes if (entry := self._entry(node)) is not None}
         for node, entry in entries.items():
             self._find_learned(node, entry)
@@ -87,16 +67,15 @@ class _Builder:
         return self.count - 1
 
     def _opset(self, node: ir.Node) -> int:
-        imports = self.model.graph.opset_imports
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        other = "ai.onnx" if domain == "" else domain
-        return imports.get(domain, imports.get(other, 1))
+        return opset_of(self.inlined.model, node)
 
     def _entry(self, node: ir.Node) -> Entry | None:
         """The registry's entry, or None for constants (which have no step) and for what is refused."""
-        if node.domain in ("", "ai.onnx") and (node.op_type == "Constant" or stored(origin(node.outputs[0])) is not None):
+        if is_constant_node(node) or stored(origin(node.outputs[0])) is not None:
             return None
         try:
+            if node in self.inlined.refused:
+                raise self.inlined.refused[node]
             return find(node.domain, node.op_type, self._opset(node))
         except Refusal as refusal:
             self.refused.append((node, self._opset(node), str(refusal)))
@@ -136,6 +115,8 @@ class _Builder:
 
     def _add(self, node: ir.Node, entry: Entry) -> None:
         """Convert one node, then either compute it now or give it a place in the schedule."""
+        for value in node.inputs:
+            _check_type(value)
         known: dict[ir.Value, Tensor] = {}
         learned: dict[ir.Value, Tensor] = {}
         for value in node.inputs:
@@ -200,8 +181,19 @@ class _Builder:
     def _hold(self, root: ir.Value, tensor: Tensor, learned: bool) -> int:
         if (root, False) not in self.held:
             slot = self.held[root, False] = self._slot()
-            self.weights.append(Weight(slot, root.name or "", tensor, learned))
+            in_file = stored(root) is not None and root not in self.inlined.renamed
+            self.weights.append(Weight(slot, root.name or "", tensor, learned, in_file))
         return self.held[root, False]
+
+
+def _check_type(value: ir.Value | None) -> None:
+    """Raise Refusal where the file declares a value to be no tensor, or one of a type that torch lacks."""
+    if value is None or value.type is None:
+        return
+    if not isinstance(value.type, ir.TensorType):
+        raise Refusal(f"'{value.name}' is no tensor, but of the type {value.type}", "export the network without it")
+    if value.type.dtype not in DTYPES:
+        raise Refusal(f"tensor '{value.name}' has the element type {value.type.dtype.name}", "store it as float or integer")
 
 
 def _beside_data(op: Op, data: int, moved: frozenset[int]) -> Op:
