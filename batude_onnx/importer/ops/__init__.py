@@ -2,6 +2,8 @@
 
 from batude_onnx.importer.ops import (
     activation,
+    attention,
+    audio,
     constants,
     control,
     convolution,
@@ -11,14 +13,20 @@ from batude_onnx.importer.ops import (
     linear,
     normalization,
     pooling,
+    quantization,
+    recurrent,
     reduction,
+    regions,
     resize,
+    sampling,
     scattering,
     slicing,
 )
 
 __all__ = [
     "activation",
+    "attention",
+    "audio",
     "constants",
     "control",
     "convolution",
@@ -28,8 +36,12 @@ __all__ = [
     "linear",
     "normalization",
     "pooling",
+    "quantization",
+    "recurrent",
     "reduction",
+    "regions",
     "resize",
+    "sampling",
     "scattering",
     "slicing",
 ]
