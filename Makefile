@@ -20,7 +20,7 @@ space := $(subst ,, )
 plain = $(subst :,-,$(subst /,-,$(subst =,-,$(subst %,pct,$(subst $(space),-,$(strip $(1)))))))
 compressed = build/$(notdir $(basename $(MODEL)))-$(call plain,$(BUDGET))$(if $(EPOCHS),-$(EPOCHS)epochs).onnx
 
-.PHONY: help venv data baseline compress bench-train tables tables-render test check clean
+.PHONY: help venv data baseline compress bench-train tables tables-render operators test check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +44,9 @@ tables: $(ready) data/cifar10.npz data/cifar10-dev.npz ## run every row of docs/
 
 tables-render: $(ready) ## docs/RESULTS.md from results/*.json
 	@$(bin)/python -m tools.paper_tables render
+
+operators: $(ready) ## docs/OPERATORS.md: what the importer makes of onnx's own tests of every operator
+	@$(bin)/python -m tools.backend_tests --output docs/OPERATORS.md
 
 test: $(ready) ## the tests
 	@$(bin)/python -m pytest
