@@ -153,7 +153,8 @@ def _by_torch(
 
     flat = [sorted_gates(value) for own in weights for value in (own.w, own.r, own.wb, own.rb)]
     only_backward = directions == (True,)
-    y, *states = fused(x.flip(0) if only_backward else x, state, flat, True, 1, 0.0, False, len(directions) == 2, False)
+    # Biases, one layer, no dropout, training: cuDNN only keeps what a backward pass needs where it is told that one may come.
+    y, *states = fused(x.flip(0) if only_backward else x, state, flat, True, 1, 0.0, True, len(directions) == 2, False)
     y = y.flip(0) if only_backward else y
     return (y.reshape(*y.shape[:2], len(directions), -1).transpose(1, 2), *states)
 
