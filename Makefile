@@ -20,7 +20,7 @@ space := $(subst ,, )
 plain = $(subst :,-,$(subst /,-,$(subst =,-,$(subst %,pct,$(subst $(space),-,$(strip $(1)))))))
 compressed = build/$(notdir $(basename $(MODEL)))-$(call plain,$(BUDGET))$(if $(EPOCHS),-$(EPOCHS)epochs).onnx
 
-.PHONY: help venv data baseline compress bench-train tables tables-render zoo test check clean
+.PHONY: help venv data baseline compress bench-train tables tables-render zoo operators test check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +47,9 @@ tables-render: $(ready) ## docs/RESULTS.md from results/*.json
 
 zoo: $(ready) ## real models out of public packages through the tool: docs/ZOO.md; ONLY=text
 	@$(bin)/python -m tools.run_zoo run --only '$(ONLY)'; failed=$$?; $(bin)/python -m tools.run_zoo render; exit $$failed
+
+operators: $(ready) ## docs/OPERATORS.md: what the importer makes of onnx's own tests of every operator
+	@$(bin)/python -m tools.backend_tests --output docs/OPERATORS.md
 
 test: $(ready) ## the tests
 	@$(bin)/python -m pytest

@@ -19,7 +19,7 @@ from batude_onnx.errors import (
     ParityError,
     UnsupportedError,
 )
-from batude_onnx.importer import GraphNet, import_graph
+from batude_onnx.importer import GraphNet, import_graph, inlined
 from batude_onnx.loading import (
     load_model,
     save_model,
@@ -243,7 +243,7 @@ def _cut(case: Case, net: GraphNet, teacher: GraphNet, watch: Watch) -> None:
     if len(reasons) > REASONS:
         watch.say(f"  and {len(reasons) - REASONS} more")
     if net.given_names:
-        outside = Outside(case.model, net.given_names, case.settings.provider, case.settings.threads)
+        outside = Outside(inlined(case.model), net.given_names, case.settings.provider, case.settings.threads)
         net.feed(outside)
         teacher.feed(outside)
 

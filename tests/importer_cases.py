@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import helper
 
-from tests.importer_graphs import Array, assert_same, model_of
+from tests.importer_graphs import Array, assert_same, imported, model_of
 
 # The last onnxruntime for Python 3.10 is 1.23.
 NEWEST_OPSET = 23 if tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24) else 26
@@ -38,6 +39,21 @@ class Case:
         results = [f"out{index}" for index in range(self.outputs)]
         node = helper.make_node(self.op, names, results, name="node", **self.attributes)
         assert_same(model_of([node], feeds, results, weights, opset), feeds)
+
+    def check_gradient(self, opset: int, data_only: bool = False) -> None:
+        """Compare with differences, in double precision, for all inputs or only the first; all come from outside."""
+        names = [f"in{index}" if array is not None else "" for index, array in enumerate(self.inputs)]
+        given = {name: array for name, array in zip(names, self.inputs, strict=True) if array is not None}
+        results = [f"out{index}" for index in range(self.outputs)]
+        node = helper.make_node(self.op, names, results, name="node", **self.attributes)
+        net = imported(model_of([node], given, results, {}, opset)).double()
+        tensors = [torch.from_numpy(np.array(array)) for array in given.values()]
+        tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+        for tensor in tensors[:1] if data_only else tensors:
+            tensor.requires_grad_(tensor.is_floating_point())
+        assert torch.autograd.gradcheck(
+            lambda *inputs: tuple(y for y in net(*inputs) if y.requires_grad), tensors, fast_mode=True
+        )
 
 
 def parameters(cases: Sequence[Case]) -> list[object]:

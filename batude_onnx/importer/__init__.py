@@ -5,10 +5,10 @@ Nodes that only compute with constants are evaluated at import and have no step,
 """
 
 from batude_onnx.importer import ops as _ops
-from batude_onnx.importer.builder import import_graph
+from batude_onnx.importer.builder import import_graph, inlined
 from batude_onnx.importer.net import GraphNet, Pass
 
-__all__ = ["GraphNet", "Pass", "import_graph"]
+__all__ = ["GraphNet", "Pass", "import_graph", "inlined"]
 
 # Importing the families is what fills the registry.
 assert _ops

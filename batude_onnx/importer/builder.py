@@ -10,10 +10,11 @@ from onnx_ir.passes.common import InlinePass
 from torch import Tensor
 
 from batude_onnx.errors import UnsupportedError
-from batude_onnx.importer.constants import origin, stored, torch_tensor, weight_behind
+from batude_onnx.importer.constants import is_constant_node, origin, stored, torch_tensor, weight_behind
+from batude_onnx.importer.inlining import Inlined, inline, live_nodes, opset_of, reads
 from batude_onnx.importer.net import NONE, Call, GraphNet, Weight
 from batude_onnx.importer.registry import Entry, Op, find
-from batude_onnx.importer.view import NodeView, Refusal
+from batude_onnx.importer.view import DTYPES, NodeView, Refusal
 
 
 def import_graph(model: ir.Model, *, cut: bool = False) -> GraphNet:
@@ -21,65 +22,34 @@ def import_graph(model: ir.Model, *, cut: bool = False) -> GraphNet:
 
     Nodes that cannot be imported are cut out where `cut` allows it: what they read of values that learned weights have to do with
     becomes an output of the network, beside those of the model's outputs that it still computes, and what they give, where it is
-    needed, has to be fed (`GraphNet.feed`). `GraphNet.refused` then says what was cut out and why.
+    needed, has to be fed (`GraphNet.feed`). So are ops that no gradient passes through where they stand in front of all outputs.
+    `GraphNet.refused` then says what was cut out and why.
 
     Raises UnsupportedError that names every node that cannot be imported, with the reason and what to do; with `cut`, where no
     learned weight is left.
     """
-    if model.functions:
-        # A round trip, since `clone` demands sorted nodes and inlining changes the model.
-        model = InlinePass()(ir.from_proto(ir.to_proto(model))).model
-    return _Builder(model, cut).build()
+    return _Builder(inline(_without_functions(model)), cut).build()
 
 
-def _reads(node: ir.Node) -> list[ir.Value]:
-    """All values that a node reads, those that its subgraphs take from outside too."""
-    values = [value for value in node.inputs if value is not None]
-    for attribute in node.attributes.values():
-        for graph in _graphs(attribute):
-            own = {*graph.inputs, *graph.initializers.values(), *(value for inner in graph for value in inner.outputs)}
-            read = [*(value for inner in graph for value in _reads(inner)), *graph.outputs]
-            values += [value for value in read if value not in own]
-    return values
+def inlined(model: ir.Model) -> ir.Model:
+    """`model`, or a copy of it, with functions and sub-graphs inlined as `import_graph` sees it: that names `given_names`."""
+    return inline(_without_functions(model)).model
 
 
-def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
-
-
-def _producers(node: ir.Node) -> list[ir.Node]:
-    return [made for value in _reads(node) if (made := value.producer()) is not None]
-
-
-def _live_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The nodes that the outputs need, in the file's order as far as that is a valid one."""
-    needed: set[ir.Node] = set()
-    stack = [node for value in graph.outputs if (node := value.producer()) is not None]
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack.extend(_producers(node))
-    done: dict[ir.Node, None] = {}
-    for first in graph:
-        stack = [first] if first in needed else []
-        while stack:
-            missing = [node for node in _producers(stack[-1]) if node not in done]
-            if missing:
-                stack.extend(missing)
-            else:
-                done[stack.pop()] = None
-    return list(done)
+def _without_functions(model: ir.Model) -> ir.Model:
+    if not model.functions:
+        return model
+    # A round trip, since `clone` demands sorted nodes and inlining changes the model.
+    return InlinePass()(ir.from_proto(ir.to_proto(model))).model
 
 
 @dataclass
 class _Builder:
     """Works through the nodes in order. `constants` and `learned` are the values known at import."""
 
-    model: ir.Model
+    inlined: Inlined
     cut: bool = False
+    sloping: bool = False  # what no gradient passes through is cut out too
     constants: dict[ir.Value, Tensor] = field(default_factory=dict)
     learned: dict[ir.Value, Tensor] = field(default_factory=dict)
     slots: dict[ir.Value, int] = field(default_factory=dict)
@@ -95,11 +65,11 @@ class _Builder:
     count: int = NONE + 1
 
     def build(self) -> GraphNet:
-        graph = self.model.graph
+        graph = self.inlined.model.graph
         inputs = [value for value in graph.inputs if not value.is_initializer()]
         for value in inputs:
             self.slots[value] = self._slot()
-        nodes = _live_nodes(graph)
+        nodes = live_nodes(graph)
         entries = {node: entry for node in nodes if (entry := self._entry(node)) is not None}
         for node, entry in entries.items():
             self._find_learned(node, entry)
@@ -110,6 +80,8 @@ class _Builder:
             elif node in entries:
                 self._add_or_refuse(node, entries[node])
         outputs = list(graph.outputs)
+        if self.cut and not self.sloping and self.learned and not self.moving.intersection(outputs):
+            return _Builder(self.inlined, cut=True, sloping=True).build()
         if self.refused:
             outputs = self._frontier() if self.cut else []
             if not outputs:
@@ -122,9 +94,9 @@ class _Builder:
 
     def _frontier(self) -> list[ir.Value]:
         """Outputs of the model, and values that nodes which are left out read, as far as learned weights have to do with them."""
-        wanted = dict.fromkeys(self.model.graph.outputs)
+        wanted = dict.fromkeys(self.inlined.model.graph.outputs)
         for node, _, _ in self.refused:
-            wanted.update(dict.fromkeys(_reads(node)))
+            wanted.update(dict.fromkeys(reads(node)))
         return [value for value in wanted if value in self.moving]
 
     def _leave_out(self, node: ir.Node) -> None:
@@ -137,17 +109,19 @@ class _Builder:
         return self.count - 1
 
     def _opset(self, node: ir.Node) -> int:
-        imports = self.model.graph.opset_imports
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        other = "ai.onnx" if domain == "" else domain
-        return imports.get(domain, imports.get(other, 1))
+        return opset_of(self.inlined.model, node)
 
     def _entry(self, node: ir.Node) -> Entry | None:
         """The registry's entry, or None for constants (which have no step) and for what is refused."""
-        if node.domain in ("", "ai.onnx") and (node.op_type == "Constant" or stored(origin(node.outputs[0])) is not None):
+        if is_constant_node(node) or stored(origin(node.outputs[0])) is not None:
             return None
         try:
-            return find(node.domain, node.op_type, self._opset(node))
+            if node in self.inlined.refused:
+                raise self.inlined.refused[node]
+            entry = find(node.domain, node.op_type, self._opset(node))
+            if self.sloping and entry.flat:
+                raise Refusal("no gradient passes through it", "nothing: it stays as it is")
+            return entry
         except Refusal as refusal:
             self.refused.append((node, self._opset(node), str(refusal)))
             return None
@@ -187,6 +161,8 @@ class _Builder:
 
     def _add(self, node: ir.Node, entry: Entry) -> None:
         """Convert one node, then either compute it now or give it a place in the schedule."""
+        for value in node.inputs:
+            _check_type(value)
         known: dict[ir.Value, Tensor] = {}
         learned: dict[ir.Value, Tensor] = {}
         for value in node.inputs:
@@ -218,7 +194,7 @@ class _Builder:
             op = _beside_data(op, data, frozenset(moved))
         if on_host:
             self.on_host.update(node.outputs)
-        if learned or self.moving.intersection(dynamic):
+        if not entry.flat and (learned or self.moving.intersection(dynamic)):
             self.moving.update(node.outputs)
         give = tuple(self._slot() for _ in node.outputs)
         self.slots.update(zip(node.outputs, give, strict=True))
@@ -253,8 +229,19 @@ class _Builder:
     def _hold(self, root: ir.Value, tensor: Tensor, learned: bool) -> int:
         if (root, False) not in self.held:
             slot = self.held[root, False] = self._slot()
-            self.weights.append(Weight(slot, root.name or "", tensor, learned))
+            in_file = stored(root) is not None and root not in self.inlined.renamed
+            self.weights.append(Weight(slot, root.name or "", tensor, learned, in_file))
         return self.held[root, False]
+
+
+def _check_type(value: ir.Value | None) -> None:
+    """Raise Refusal where the file declares a value to be no tensor, or one of a type that torch lacks."""
+    if value is None or value.type is None:
+        return
+    if not isinstance(value.type, ir.TensorType):
+        raise Refusal(f"'{value.name}' is no tensor, but of the type {value.type}", "export the network without it")
+    if value.type.dtype not in DTYPES:
+        raise Refusal(f"tensor '{value.name}' has the element type {value.type.dtype.name}", "store it as float or integer")
 
 
 def _beside_data(op: Op, data: int, moved: frozenset[int]) -> Op:

@@ -7,26 +7,17 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from batude_onnx.importer.view import Refusal
+from batude_onnx.importer.view import DTYPES, Refusal
 
 # A learned weight may reach its op through these; the step is then executed on the parameter in every forward pass.
-_LAYOUT_OPS = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
+_PASSED_THROUGH = frozenset(
+    {"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "QuantizeLinear", "DequantizeLinear"}
+)
 
-DTYPES: dict[int, torch.dtype] = {
-    ir.DataType.FLOAT: torch.float32,
-    ir.DataType.DOUBLE: torch.float64,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
-    ir.DataType.INT64: torch.int64,
-    ir.DataType.INT32: torch.int32,
-    ir.DataType.INT16: torch.int16,
-    ir.DataType.INT8: torch.int8,
-    ir.DataType.UINT8: torch.uint8,
-    ir.DataType.UINT16: torch.uint16,
-    ir.DataType.UINT32: torch.uint32,
-    ir.DataType.UINT64: torch.uint64,
-    ir.DataType.BOOL: torch.bool,
-}
+
+def is_constant_node(node: ir.Node) -> bool:
+    """Whether a node holds a tensor of the file."""
+    return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
 
 
 def torch_tensor(source: ir.TensorProtocol) -> Tensor:
@@ -55,19 +46,19 @@ def stored(value: ir.Value) -> ir.TensorProtocol | None:
     producer = value.producer()
     if producer is None:
         return value.const_value if value.is_initializer() else None
-    if producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
+    if not is_constant_node(producer):
         return None
     return ir.convenience.get_const_tensor(value)
 
 
 def weight_behind(value: ir.Value) -> ir.Value | None:
-    """The stored float tensor that a learned input leads back to, through steps that only change layout or type."""
+    """The stored float tensor that a learned input leads back to, through steps that change its layout, type or precision."""
     while True:
         value = origin(value)
         tensor = stored(value)
         if tensor is not None:
             return value if tensor.dtype.is_floating_point() else None
         producer = value.producer()
-        if producer is None or producer.op_type not in _LAYOUT_OPS or producer.inputs[0] is None:
+        if producer is None or producer.op_type not in _PASSED_THROUGH or producer.inputs[0] is None:
             return None
         value = producer.inputs[0]

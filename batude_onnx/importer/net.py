@@ -59,6 +59,7 @@ class Held:
     store: nn.Module
     leaf: str
     learned: bool
+    in_file: bool
 
 
 @dataclass
@@ -72,12 +73,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight as the builder hands it over; `learned` makes it a Parameter, else it is a buffer."""
+    """A weight as the builder hands it over; `learned` makes it a Parameter, else it is a buffer.
+
+    `in_file`: the file holds a constant of that name; others were computed from constants at import.
+    """
 
     slot: int
     name: str
     tensor: Tensor
     learned: bool
+    in_file: bool = True
 
 
 # The network's inputs -> the values that it cannot compute itself.
@@ -209,7 +214,7 @@ class GraphNet(Store):
 
     def weight_names(self) -> tuple[str, ...]:
         """The names of all parameters and buffers that come from the file and that a step still uses."""
-        return tuple(self._by_name)
+        return tuple(held.name for held in self._held if held.in_file)
 
     def has_step(self, key: str) -> bool:
         """Whether the node whose first output is `key` is executed (and not computed at import)."""
@@ -297,7 +302,7 @@ class GraphNet(Store):
             store._parameters[leaf] = nn.Parameter(weight.tensor)
         else:
             store._buffers[leaf] = weight.tensor
-        return Held(weight.slot, weight.name, store, leaf, weight.learned)
+        return Held(weight.slot, weight.name, store, leaf, weight.learned, weight.in_file)
 
     def _schedule(self) -> None:
         """Find the steps that the outputs need, forget weights that no such step reads, and see who reads each slot last."""

@@ -7,29 +7,42 @@ absent, or that the converter has already read as constants) and gives a tensor,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import onnx.defs
+import onnx_ir as ir
 from torch import Tensor
 
 from batude_onnx.importer.view import NodeView, Refusal
 
+if TYPE_CHECKING:
+    from batude_onnx.importer.inlining import Splice
+
 Op: TypeAlias = Callable[..., "Tensor | tuple[Tensor, ...]"]
 Converter: TypeAlias = Callable[[NodeView], Op]
+Moves: TypeAlias = Literal["", "first", "all"]
+# What replaces a node that holds sub-graphs: a value for each of its outputs.
+Expand: TypeAlias = "Callable[[Splice], list[ir.Value]]"
 Learned: TypeAlias = "tuple[int, ...] | Callable[[NodeView], tuple[int, ...]]"
 
 
 @dataclass(frozen=True)
 class Entry:
     """One converter. `learned`: inputs that training may change where they are constants; `host`: inputs that hold
-    shapes, axes and the like, read as Python ints and therefore kept in CPU memory; `makes_host`: so are its outputs."""
+    shapes, axes and the like, read as Python ints and therefore kept in CPU memory; `makes_host`: so are its outputs;
+    `moves`: its output's elements are some of those of its first input, or of all, unchanged, and which ones only depends on
+    the other inputs; `flat`: no gradient passes through it; `expand`: for an op with sub-graphs, which is replaced before
+    anything is converted."""
 
     convert: Converter
     learned: Learned = ()
     host: tuple[int, ...] = ()
     makes_host: bool = False
+    moves: Moves = ""
+    flat: bool = False
+    expand: Expand | None = None
 
     def learned_inputs(self, node: NodeView) -> tuple[int, ...]:
         """The indices of this node's learned inputs."""
@@ -37,6 +50,7 @@ class Entry:
 
 
 _ENTRIES: dict[tuple[str, str, int], Entry] = {}
+_ABSENT: dict[tuple[str, str], str] = {}
 
 
 def op(
@@ -45,6 +59,8 @@ def op(
     learned: Learned = (),
     host: tuple[int, ...] = (),
     makes_host: bool = False,
+    moves: Moves = "",
+    flat: bool = False,
     domain: str = "",
 ) -> Callable[[Converter], Converter]:
     """Register a converter for `name` at each of the schema versions `since`.
@@ -53,14 +69,39 @@ def op(
     """
 
     def register(convert: Converter) -> Converter:
-        for version in since:
-            key = (domain, name, version)
-            if key in _ENTRIES:
-                raise ValueError(f"the converter of {name}, since-version {version}, is registered twice")
-            _ENTRIES[key] = Entry(convert, learned, host, makes_host)
+        _register(name, since, domain, Entry(convert, learned, host, makes_host, moves, flat))
         return convert
 
     return register
+
+
+def expansion(name: str, *since: int) -> Callable[[Expand], Expand]:
+    """Register what an op with sub-graphs is replaced by, at each of the schema versions `since`."""
+
+    def unresolved(node: NodeView) -> Op:
+        raise AssertionError(f"{node.op} is replaced before it is converted")
+
+    def register(expand: Expand) -> Expand:
+        _register(name, since, "", Entry(unresolved, expand=expand))
+        return expand
+
+    return register
+
+
+def _register(name: str, since: Sequence[int], domain: str, entry: Entry) -> None:
+    for version in since:
+        key = (domain, name, version)
+        if key in _ENTRIES:
+            raise ValueError(f"the converter of {name}, since-version {version}, is registered twice")
+        _ENTRIES[key] = entry
+
+
+def absent(why: str, *names: str, domain: str = "") -> None:
+    """Say of ops that have no converter why that is so ("*": all of the domain). Raises ValueError for one that has one."""
+    for name in names:
+        if any((where, what) == (domain, name) for where, what, _ in _ENTRIES):
+            raise ValueError(f"{name} has a converter")
+        _ABSENT[domain, name] = why
 
 
 def find(domain: str, name: str, opset: int) -> Entry:
@@ -80,7 +121,11 @@ def find(domain: str, name: str, opset: int) -> Entry:
     if versions:
         advice = f"convert the model with onnx.version_converter to an opset that has version {_listed(versions)}"
         raise Refusal(f"its version {since} is not implemented", advice)
-    raise Refusal("the op is not implemented by the importer", "export the network without it, or cut the graph before it")
+    why = _ABSENT.get((domain, name)) or _ABSENT.get((domain, "*"))
+    raise Refusal(
+        f"the op is not implemented by the importer{f': {why}' if why else ''}",
+        "export the network without it, or cut the graph before it",
+    )
 
 
 def supported() -> tuple[str, ...]:

@@ -9,9 +9,33 @@ import numpy.typing as npt
 import onnx
 import onnx.defs
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 Array = npt.NDArray[np.generic]
+
+
+# Element types of the file, as torch calls them; what is not here cannot be imported.
+DTYPES: dict[int, torch.dtype] = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.DOUBLE: torch.float64,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.INT64: torch.int64,
+    ir.DataType.INT32: torch.int32,
+    ir.DataType.INT16: torch.int16,
+    ir.DataType.INT8: torch.int8,
+    ir.DataType.UINT8: torch.uint8,
+    ir.DataType.UINT16: torch.uint16,
+    ir.DataType.UINT32: torch.uint32,
+    ir.DataType.UINT64: torch.uint64,
+    ir.DataType.BOOL: torch.bool,
+}
+
+
+def onnx_type(dtype: torch.dtype) -> ir.DataType:
+    """The inverse of `DTYPES`. Raises KeyError for a type that ONNX lacks."""
+    return ir.DataType({torch_type: code for code, torch_type in DTYPES.items()}[dtype])
 
 
 class Refusal(Exception):
@@ -73,6 +97,19 @@ class NodeView:
             return known.ndim
         value = self._node.inputs[index] if self.has(index) else None
         return None if value is None or value.shape is None else len(value.shape)
+
+    def dtype(self, index: int) -> ir.DataType | None:
+        """Element type of input `index`, where the file says it."""
+        value = self._node.inputs[index] if self.has(index) else None
+        if value is None:
+            return None
+        known = self._learned.get(value, self._constants.get(value))
+        return value.dtype if known is None else onnx_type(known.dtype)
+
+    def readers(self, index: int) -> list[str]:
+        """The ops that read output `index`; a graph that gives it as its own output counts as one of no name."""
+        output = self._node.outputs[index]
+        return [node.op_type for node, _ in output.uses()] + [""] * output.is_graph_output()
 
     # Attributes
 
@@ -138,6 +175,13 @@ class NodeView:
         value = onnx.helper.get_attribute_value(schema.default_value)
         return value.decode() if isinstance(value, bytes) else value
 
+    def torch_type(self, name: str) -> torch.dtype:
+        """An attribute that names an element type. Raises Refusal for one that torch lacks."""
+        code = self.attr_int(name)
+        if code not in DTYPES:
+            raise self.refuse(name, ir.DataType(code).name, "use a float, integer or bool type")
+        return DTYPES[code]
+
     def refuse(self, name: str, value: object, advice: str) -> Refusal:
         """The refusal of one attribute's or input's value, to be raised."""
         return Refusal(f"{name} = {value!r} is not supported", advice)
@@ -179,8 +223,7 @@ class NodeView:
 def numpy_of(tensor: Tensor) -> Array:
     """A CPU tensor as numpy; bfloat16, which numpy lacks, as float32."""
     tensor = tensor.detach()
-    is_bfloat = str(tensor.dtype) == "torch.bfloat16"
-    array: Array = (tensor.float() if is_bfloat else tensor).numpy()
+    array: Array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
     return array
 
 

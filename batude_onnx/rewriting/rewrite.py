@@ -52,11 +52,13 @@ def rewrite(
 
 
 def _roots(graph: ir.Graph) -> dict[str, ir.Value]:
-    """Every place where a constant lives, by name."""
-    roots = {name: value for name, value in graph.initializers.items() if value.const_value is not None}
-    for node in graph:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            roots[constants.name_of(node.outputs[0])] = node.outputs[0]
+    """Every place where a constant lives, by name; sub-graphs come first, so that the graph's own names count."""
+    roots: dict[str, ir.Value] = {}
+    for scope in (*graph.subgraphs(), graph):
+        roots |= {name: value for name, value in scope.initializers.items() if value.const_value is not None}
+        for node in scope:
+            if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+                roots[constants.name_of(node.outputs[0])] = node.outputs[0]
     return roots
 
 

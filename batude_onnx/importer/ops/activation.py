@@ -37,7 +37,7 @@ def elu(node: NodeView) -> Op:
     return lambda x: F.elu(x, alpha)
 
 
-@op("Celu", 12)
+@op("Celu", 12, 28)
 def celu(node: NodeView) -> Op:
     alpha = node.attr_float("alpha")
     return lambda x: F.celu(x, alpha)
@@ -70,6 +70,13 @@ def swish(node: NodeView) -> Op:
     """x sigmoid(alpha x)."""
     alpha = node.attr_float("alpha", 1.0)
     return lambda x: x * torch.sigmoid(alpha * x)
+
+
+@op("SwiGLU", 28)
+def swiglu(node: NodeView) -> Op:
+    """swish(a) b, where swish(a) = a sigmoid(alpha a)."""
+    alpha = node.attr_float("alpha", 1.0)
+    return lambda a, b: a * torch.sigmoid(alpha * a) * b
 
 
 @op("Shrink", 9)
@@ -153,12 +160,9 @@ _softmax("Softmax", torch.softmax)
 _softmax("LogSoftmax", torch.log_softmax)
 
 
-@op("Hardmax", 13)
-def hardmax(node: NodeView) -> Op:
-    """1 at the first maximum along `axis`, 0 elsewhere."""
-    axis = node.attr_int("axis", -1)
+def _hardmax(x: Tensor, dim: int) -> Tensor:
+    """1 at the first maximum along the axis, 0 elsewhere."""
+    return torch.zeros_like(x).scatter_(dim, x.argmax(dim, keepdim=True), 1)
 
-    def run(x: Tensor) -> Tensor:
-        return torch.zeros_like(x).scatter_(axis, x.argmax(axis, keepdim=True), 1)
 
-    return run
+_softmax("Hardmax", _hardmax)

@@ -6,9 +6,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from batude_onnx.importer.constants import DTYPES
 from batude_onnx.importer.registry import Op, op
-from batude_onnx.importer.view import NodeView, Refusal, listed
+from batude_onnx.importer.view import DTYPES, NodeView, listed
 
 
 @op("Identity", 1, 13, 14, 16, 19, 21, 23, 24, 25)
@@ -18,11 +17,13 @@ def identity(node: NodeView) -> Op:
 
 @op("Dropout", 7, 10, 12, 13, 22)
 def dropout(node: NodeView) -> Op:
-    """Does nothing, as in onnxruntime; training here never drops either."""
-    if node.used(1):
-        raise Refusal("its output mask is used", "export the network in evaluation mode")
+    """Does nothing, and its mask keeps all, as in onnxruntime; training here never drops either."""
     if node.has(2) and node.scalar(2) in (True, None):
         raise node.refuse("training_mode", node.scalar(2) or "a computed value", "export the network in evaluation mode")
+    if node.used(1):
+        # The mask is of the data's type before opset 10.
+        kept = torch.bool if node.opset >= 10 else None
+        return lambda x, *_: (x, torch.ones_like(x, dtype=kept))
     return lambda x, *_: x
 
 
@@ -38,7 +39,7 @@ def size(node: NodeView) -> Op:
     return lambda x: torch.tensor(x.numel(), dtype=torch.int64)
 
 
-@op("Range", 11, host=(0, 1, 2))
+@op("Range", 11, 27, host=(0, 1, 2))
 def value_range(node: NodeView) -> Op:
     """start, limit, delta, all scalars; the limit is left out."""
 
@@ -54,23 +55,35 @@ def constant_of_shape(node: NodeView) -> Op:
     fixed = node.integers(0)
     value = node.array("value")
     number = 0.0 if value is None else value.reshape(-1)[0].item()
-    dtype = torch.float32 if value is None else torch.from_numpy(value.copy()).dtype
+    dtype = torch.float32 if value is None else DTYPES[ir.DataType.from_numpy(value.dtype)]
     return lambda wanted: torch.full(listed(fixed, wanted), number, dtype=dtype)
 
 
-def _dtype(node: NodeView) -> torch.dtype:
-    code = node.attr_int("to")
-    if code not in DTYPES:
-        raise node.refuse("to", ir.DataType(code).name, "cast to a float, integer or bool type")
-    return DTYPES[code]
-
-
-@op("Cast", 6, 9, 13, 19, 21, 23, 24, 25)
+@op("Cast", 6, 9, 13, 19, 21, 23, 24, 25, 28)
 def cast(node: NodeView) -> Op:
-    dtype = _dtype(node)
+    dtype = node.torch_type("to")
     return lambda x: x.to(dtype)
 
 
 @op("CastLike", 15, 19, 21, 23, 24, 25)
 def cast_like(node: NodeView) -> Op:
     return lambda x, like: x.to(like.dtype)
+
+
+@op("BitCast", 26)
+def bit_cast(node: NodeView) -> Op:
+    """The same bits read as another type of the same width."""
+    dtype = node.torch_type("to")
+    return lambda x: x.view(dtype)
+
+
+@op("EyeLike", 9, 22)
+def eye_like(node: NodeView) -> Op:
+    """Ones on diagonal `k` of a matrix of the input's shape, zeros elsewhere."""
+    k, dtype = node.attr_int("k", 0), node.torch_type("dtype") if node.given("dtype") else None
+
+    def run(x: Tensor) -> Tensor:
+        rows, columns = (torch.arange(size, device=x.device) for size in x.shape)
+        return (columns == rows.unsqueeze(1) + k).to(dtype or x.dtype)
+
+    return run

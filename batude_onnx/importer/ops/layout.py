@@ -1,15 +1,17 @@
-"""Ops that only re-arrange: reshapes, transposes, broadcasts, depth to space."""
+"""Ops that only re-arrange: reshapes, transposes, broadcasts, depth to space, columns to image."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from batude_onnx.importer.ops.padding import Window, torch_pads
 from batude_onnx.importer.registry import Op, op
 from batude_onnx.importer.view import NodeView, listed
 
 
-@op("Reshape", 5, 13, 14, 19, 21, 23, 24, 25, host=(1,))
+@op("Reshape", 5, 13, 14, 19, 21, 23, 24, 25, host=(1,), moves="first")
 def reshape(node: NodeView) -> Op:
     """-1 is what is left over; 0 copies the input's size unless allowzero is set."""
     allow_zero = node.attr_int("allowzero", 0) != 0
@@ -48,7 +50,7 @@ def transpose(node: NodeView) -> Op:
     return lambda x: x.permute(order)
 
 
-@op("Squeeze", 1, 11, 13, 21, 23, 24, 25, host=(1,))
+@op("Squeeze", 1, 11, 13, 21, 23, 24, 25, host=(1,), moves="first")
 def squeeze(node: NodeView) -> Op:
     """Axes are an attribute up to opset 12, then an input; without them all axes of size 1 go."""
     fixed = node.attr_ints("axes") if node.given("axes") else node.integers(1)
@@ -61,7 +63,7 @@ def squeeze(node: NodeView) -> Op:
     return run
 
 
-@op("Unsqueeze", 1, 11, 13, 21, 23, 24, 25, host=(1,))
+@op("Unsqueeze", 1, 11, 13, 21, 23, 24, 25, host=(1,), moves="first")
 def unsqueeze(node: NodeView) -> Op:
     """Axes count in the result."""
     fixed = node.attr_ints("axes") if node.given("axes") else node.integers(1)
@@ -99,7 +101,7 @@ def tile(node: NodeView) -> Op:
     return lambda x, repeats: x.repeat(listed(fixed, repeats))
 
 
-@op("DepthToSpace", 1, 11, 13)
+@op("DepthToSpace", 1, 11, 13, 28)
 def depth_to_space(node: NodeView) -> Op:
     """(N, C, H, W) -> (N, C / b^2, b H, b W); DCR takes the block from the outer part of the channels, CRD the inner."""
     b, mode = node.attr_int("blocksize"), node.attr_string("mode", "DCR")
@@ -116,10 +118,14 @@ def depth_to_space(node: NodeView) -> Op:
     return run
 
 
-@op("SpaceToDepth", 1, 13)
+@op("SpaceToDepth", 1, 13, 28)
 def space_to_depth(node: NodeView) -> Op:
-    """(N, C, b H, b W) -> (N, C b^2, H, W), block outermost."""
-    b = node.attr_int("blocksize")
+    """(N, C, b H, b W) -> (N, C b^2, H, W); DCR makes the block the outer part of the channels, CRD the inner."""
+    b, mode = node.attr_int("blocksize"), node.attr_string("mode", "DCR")
+    if mode == "CRD":
+        return lambda x: torch.pixel_unshuffle(x, b)
+    if mode != "DCR":
+        raise node.refuse("mode", mode, "use DCR or CRD")
 
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
@@ -137,5 +143,45 @@ def triangle(node: NodeView) -> Op:
     def run(x: Tensor, k: Tensor | None = None) -> Tensor:
         diagonal = listed(fixed, k)[0] if fixed is not None or k is not None else 0
         return x.triu(diagonal) if upper else x.tril(diagonal)
+
+    return run
+
+
+@op("CenterCropPad", 18, host=(1,))
+def centre(node: NodeView) -> Op:
+    """Each axis cropped, or padded with zeros, to the given size; an odd element less or more is at the end."""
+    axes, fixed = node.attr_ints("axes"), node.integers(1)
+
+    def run(x: Tensor, shape: Tensor | None) -> Tensor:
+        begins, ends = [0] * x.dim(), [0] * x.dim()
+        for axis, size in zip(axes or range(x.dim()), listed(fixed, shape), strict=True):
+            more = size - x.shape[axis]
+            begins[axis] = more // 2 if more > 0 else -(-more // 2)
+            ends[axis] = more - begins[axis]
+        return F.pad(x, torch_pads([*begins, *ends]))
+
+    return run
+
+
+@op("Col2Im", 18, host=(1, 2))
+def columns_to_image(node: NodeView) -> Op:
+    """x (N, C * block, L): the blocks of a window that slides over an image, summed to (N, C, *image)."""
+    image, block = node.integers(1), node.integers(2)
+
+    def run(x: Tensor, whole: Tensor | None, each: Tensor | None) -> Tensor:
+        sizes, kernel = listed(image, whole), listed(block, each)
+        axes = len(sizes)
+        window = Window.of(node, axes)
+        pads = window.pads or (0,) * (2 * axes)
+        padded = [size + pads[axis] + pads[axes + axis] for axis, size in enumerate(sizes)]
+        # (block, L): where in the padded image, flattened, each element of each block belongs.
+        place = torch.zeros((1, 1), dtype=torch.int64, device=x.device)
+        for size, k, stride, dilation in zip(padded, kernel, window.strides, window.dilations, strict=True):
+            begins = torch.arange(0, size - dilation * (k - 1), stride, device=x.device)
+            along = torch.arange(0, dilation * k, dilation, device=x.device).unsqueeze(1) + begins
+            place = (place[:, None, :, None] * size + along[None, :, None, :]).reshape(len(place) * k, -1)
+        parts = x.reshape(x.shape[0], -1, place.numel())
+        total = x.new_zeros((*parts.shape[:2], torch.Size(padded).numel())).index_add(2, place.reshape(-1), parts)
+        return F.pad(total.reshape(*total.shape[:2], *padded), [-pad for pad in torch_pads(pads)])
 
     return run

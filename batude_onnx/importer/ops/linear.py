@@ -46,7 +46,7 @@ def matmul(node: NodeView) -> Op:
     return torch.matmul
 
 
-@op("Einsum", 12)
+@op("Einsum", 12, 28)
 def einsum(node: NodeView) -> Op:
     """ONNX's equation is numpy's."""
     equation = node.attr_string("equation")

@@ -1,4 +1,4 @@
-"""Batch, layer, instance and group normalisation, LRN, LpNormalization, MeanVarianceNormalization."""
+"""Batch, layer, RMS, instance and group normalisation, LRN, LpNormalization, MeanVarianceNormalization."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class BatchNormalization(nn.Module):
         # An exporter may have stored a bias and a mean that were equal as one tensor; what is learned is no statistic.
         if mean.requires_grad or var.requires_grad:
             mean, var = mean.detach().clone(), var.detach().clone()
+        # Half-precision networks may keep their statistics in single precision; torch wants all four to be of one type.
+        scale, bias = scale.to(mean.dtype), bias.to(mean.dtype)
         return F.batch_norm(x, mean, var, scale, bias, self.training, 0.1, self.eps)
 
 
@@ -42,10 +44,10 @@ def batch_normalization(node: NodeView) -> Op:
 
 @op("LayerNormalization", 17, learned=(1, 2))
 def layer_normalization(node: NodeView) -> Op:
-    """Over all axes from `axis` on; scale and bias broadcast against those."""
+    """Over all axes from `axis` on; scale and bias broadcast against those. Its statistics are of `stash_type`."""
     axis, eps = node.attr_int("axis", -1), node.attr_float("epsilon", 1e-5)
     if node.used(1) or node.used(2):
-        raise Refusal("its outputs Mean or InvStdDev are used", "compute them by ReduceMean")
+        return _layer_statistics(axis, eps, node.torch_type("stash_type"))
 
     def run(x: Tensor, scale: Tensor | None, bias: Tensor | None = None) -> Tensor:
         shape = x.shape[axis:]
@@ -54,6 +56,34 @@ def layer_normalization(node: NodeView) -> Op:
         y = F.layer_norm(x, shape, None, None, eps)
         y = y if scale is None else y * scale
         return y if bias is None else y + bias
+
+    return run
+
+
+def _layer_statistics(axis: int, eps: float, stash: torch.dtype) -> Op:
+    """-> y, mean, 1 / sqrt(var + eps); the latter two with the normalised axes of size 1."""
+
+    def run(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        axes = tuple(range(axis % x.dim(), x.dim()))
+        # Never narrower than the data, so that a network can be moved to double precision.
+        wide = x.to(torch.promote_types(x.dtype, stash))
+        mean = wide.mean(axes, keepdim=True)
+        inverse = (wide - mean).square().mean(axes, keepdim=True).add(eps).rsqrt()
+        y = ((wide - mean) * inverse).to(x.dtype) * scale
+        return y if bias is None else y + bias, mean.to(stash), inverse.to(stash)
+
+    return run
+
+
+@op("RMSNormalization", 23, learned=(1,))
+def rms_normalization(node: NodeView) -> Op:
+    """scale x / sqrt(mean of x^2 + eps) over all axes from `axis` on; the quotient is computed in `stash_type` or x's own."""
+    axis, eps, stash = node.attr_int("axis", -1), node.attr_float("epsilon", 1e-5), node.torch_type("stash_type")
+
+    def run(x: Tensor, scale: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, stash))
+        axes = tuple(range(axis % x.dim(), x.dim()))
+        return (wide * wide.square().mean(axes, keepdim=True).add(eps).rsqrt()).to(x.dtype) * scale
 
     return run
 

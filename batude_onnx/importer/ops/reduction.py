@@ -1,14 +1,15 @@
-"""Reductions, arg-reductions, TopK and CumSum."""
+"""Reductions, arg-reductions, TopK, running totals and OneHot."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from batude_onnx.importer.registry import Op, op
-from batude_onnx.importer.view import NodeView, Refusal, listed
+from batude_onnx.importer.view import NodeView, listed
 
 Reduce = Callable[[Tensor, "tuple[int, ...]", bool], Tensor]
 
@@ -23,19 +24,28 @@ def _total(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return x.sum(axes, keepdim=keep, dtype=x.dtype)
 
 
-def _largest(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    return x.any(axes, keepdim=keep) if x.dtype is torch.bool else x.amax(axes, keepdim=keep)
+def _extreme(name: str) -> Reduce:
+    """amax or amin; of no elements, the value that every other one exceeds, or falls below."""
+    of_bools, of_numbers, sign = (torch.any, torch.amax, -1) if name == "amax" else (torch.all, torch.amin, 1)
 
+    def run(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+        if x.dtype is torch.bool:
+            return of_bools(x, axes, keepdim=keep)
+        if x.numel():
+            return of_numbers(x, axes, keepdim=keep)
+        limits = (-math.inf, math.inf) if x.is_floating_point() else (torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max)
+        reduced = {axis % x.dim() for axis in axes}
+        sizes = [1 if axis in reduced else size for axis, size in enumerate(x.shape) if keep or axis not in reduced]
+        return x.new_full(sizes, limits[sign > 0])
 
-def _smallest(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    return x.all(axes, keepdim=keep) if x.dtype is torch.bool else x.amin(axes, keepdim=keep)
+    return run
 
 
 _KINDS: dict[str, Reduce] = {
     "ReduceMean": lambda x, axes, keep: x.mean(axes, keepdim=keep),
     "ReduceSum": _total,
-    "ReduceMax": _largest,
-    "ReduceMin": _smallest,
+    "ReduceMax": _extreme("amax"),
+    "ReduceMin": _extreme("amin"),
     "ReduceProd": _product,
     "ReduceL1": lambda x, axes, keep: _total(x.abs(), axes, keep),
     "ReduceL2": lambda x, axes, keep: _total(x.square(), axes, keep).sqrt(),
@@ -67,7 +77,7 @@ def _register(name: str, reduce: Reduce) -> None:
             return lambda x, *_: reduce(x, axes, keep)
         return run
 
-    op(name, 1, 11, 12, 13, 18, 20, host=(1,))(convert)
+    op(name, 1, 11, 12, 13, 18, 20, 28, host=(1,))(convert)
 
 
 for _name, _reduce in _KINDS.items():
@@ -81,7 +91,7 @@ def _arg(name: str, find: Callable[..., Tensor]) -> None:
             return lambda x: x.shape[axis] - 1 - find(x.flip(axis), axis, keepdim=keep)
         return lambda x: find(x, axis, keepdim=keep)
 
-    op(name, 1, 11, 12, 13)(convert)
+    op(name, 1, 11, 12, 13, flat=True)(convert)
 
 
 _arg("ArgMax", torch.argmax)
@@ -104,30 +114,37 @@ def top_k(node: NodeView) -> Op:
 
 @op("CumSum", 11, 14, host=(1,))
 def cumulative_sum(node: NodeView) -> Op:
-    """Running sum along an axis, on request from the end, or without the element itself."""
+    return _running(node, torch.cumsum, 0)
+
+
+@op("CumProd", 26, host=(1,))
+def cumulative_product(node: NodeView) -> Op:
+    return _running(node, torch.cumprod, 1)
+
+
+def _running(node: NodeView, total: Callable[..., Tensor], neutral: int) -> Op:
+    """Running totals along an axis, on request from the end, or without the element itself."""
     exclusive, backward = node.attr_int("exclusive", 0) != 0, node.attr_int("reverse", 0) != 0
     fixed = node.integers(1)
 
     def run(x: Tensor, axis: Tensor | None = None) -> Tensor:
         (at,) = listed(fixed, axis)
         y = x.flip(at) if backward else x
-        total = y.cumsum(at, dtype=x.dtype)
-        if exclusive:
-            total = total - y
-        return total.flip(at) if backward else total
+        if exclusive and y.shape[at]:
+            y = torch.cat([torch.full_like(y.narrow(at, 0, 1), neutral), y.narrow(at, 0, y.shape[at] - 1)], at)
+        y = total(y, at, dtype=x.dtype)
+        return y.flip(at) if backward else y
 
     return run
 
 
-@op("OneHot", 9, 11, host=(1,))
+@op("OneHot", 9, 11, 28, host=(1,))
 def one_hot(node: NodeView) -> Op:
     """indices, depth, (off, on) -> a new axis of size `depth`; indices outside [-depth, depth) give all off."""
-    axis, depth = node.attr_int("axis", -1), node.integers(1)
-    if depth is None:
-        raise Refusal("its depth is computed", "make it a constant")
-    size = depth[0]
+    axis, fixed = node.attr_int("axis", -1), node.integers(1)
 
-    def run(indices: Tensor, _: None, values: Tensor) -> Tensor:
+    def run(indices: Tensor, depth: Tensor | None, values: Tensor) -> Tensor:
+        size = int(listed(fixed, depth)[0])
         at = axis if axis >= 0 else indices.dim() + 1 + axis
         whole = indices.to(torch.int64)
         wrapped = torch.where(whole < 0, whole + size, whole).unsqueeze(at)

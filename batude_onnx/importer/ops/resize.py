@@ -21,16 +21,28 @@ from batude_onnx.importer.registry import Op, op
 from batude_onnx.importer.view import NodeView, Refusal
 
 Positions = npt.NDArray[np.floating]
+# Begin and end of the region that is resized, as shares of the axis.
+Part = tuple[float, float]
+WHOLE: Part = (0.0, 1.0)
+_CROP = "tf_crop_and_resize"
 
-# (output index, scale, output size, input size) -> position in the input.
-_COORDINATES: dict[str, Callable[[Positions, float, int, int], Positions]] = {
-    "half_pixel": lambda o, scale, out, size: (o + 0.5) / scale - 0.5,
-    "pytorch_half_pixel": lambda o, scale, out, size: (o + 0.5) / scale - 0.5 if out > 1 else o * 0,
-    "align_corners": lambda o, scale, out, size: o * (size - 1) / (out - 1) if out > 1 else o * 0,
-    "asymmetric": lambda o, scale, out, size: o / scale,
-    "tf_half_pixel_for_nn": lambda o, scale, out, size: (o + 0.5) / scale,
+
+def _cropped(o: Positions, scale: float, out: int, size: int, part: Part) -> Positions:
+    """Evenly from the region's begin to its end; only here do the region and the extrapolation value count."""
+    begin, end = part[0] * (size - 1), part[1] * (size - 1)
+    return begin + o * ((end - begin) / (out - 1)) if out > 1 else o * 0 + (begin + end) / 2
+
+
+# (output index, scale, output size, input size, region) -> position in the input.
+_COORDINATES: dict[str, Callable[[Positions, float, int, int, Part], Positions]] = {
+    "half_pixel": lambda o, scale, out, size, _: (o + 0.5) / scale - 0.5,
+    "pytorch_half_pixel": lambda o, scale, out, size, _: (o + 0.5) / scale - 0.5 if out > 1 else o * 0,
+    "align_corners": lambda o, scale, out, size, _: o * (size - 1) / (out - 1) if out > 1 else o * 0,
+    "asymmetric": lambda o, scale, out, size, _: o / scale,
+    "tf_half_pixel_for_nn": lambda o, scale, out, size, _: (o + 0.5) / scale,
     # Keeps the centres together where the output size had to be rounded.
-    "half_pixel_symmetric": lambda o, scale, out, size: size / 2 * (1 - out / (scale * size)) + (o + 0.5) / scale - 0.5,
+    "half_pixel_symmetric": lambda o, scale, out, size, _: size / 2 * (1 - out / (scale * size)) + (o + 0.5) / scale - 0.5,
+    _CROP: _cropped,
 }
 _NEAREST: dict[str, Callable[[Positions], Positions]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
@@ -51,6 +63,7 @@ class Method:
     cubic: float = -0.75
     exclude_outside: bool = False
     antialias: bool = False
+    extrapolation: float = 0.0
 
 
 def _kernel(method: Method, distance: Positions) -> Positions:
@@ -64,11 +77,15 @@ def _kernel(method: Method, distance: Positions) -> Positions:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-@lru_cache(maxsize=256)
-def _matrix(method: Method, size: int, out: int, scale: float) -> Positions:
-    """(out, in): the weights of the input elements for every output element."""
+def _places(method: Method, size: int, out: int, scale: float, part: Part) -> Positions:
     # In single precision, as in onnxruntime: "nearest" decides ties by the last bit.
-    place = _COORDINATES[method.coordinates](np.arange(out, dtype=np.float32), scale, out, size)
+    return _COORDINATES[method.coordinates](np.arange(out, dtype=np.float32), scale, out, size, part)
+
+
+@lru_cache(maxsize=256)
+def _matrix(method: Method, size: int, out: int, scale: float, part: Part) -> Positions:
+    """(out, in): the weights of the input elements for every output element."""
+    place = _places(method, size, out, scale, part)
     weights = np.zeros((out, size))
     if method.mode == "nearest":
         weights[np.arange(out), np.clip(_NEAREST[method.nearest](place), 0, size - 1).astype(int)] = 1
@@ -88,16 +105,33 @@ def _matrix(method: Method, size: int, out: int, scale: float) -> Positions:
     return weights
 
 
-def _resize_axis(x: Tensor, axis: int, method: Method, out: int, scale: float) -> Tensor:
-    weights = _matrix(method, x.shape[axis], out, scale)
+def _resize_axis(x: Tensor, axis: int, method: Method, out: int, scale: float, part: Part) -> Tensor:
+    weights = _matrix(method, x.shape[axis], out, scale, part)
     if method.mode == "nearest":
         return x.index_select(axis, torch.from_numpy(weights.argmax(1)).to(x.device))
     matrix = torch.from_numpy(weights).to(device=x.device, dtype=x.dtype)
     return torch.matmul(x.movedim(axis, -1), matrix.t()).movedim(-1, axis)
 
 
-def interpolate(x: Tensor, method: Method, outs: Sequence[int], scales: Sequence[float]) -> Tensor:
-    """`x` brought to the sizes `outs`; `scales` is what the coordinates are computed with."""
+def _extrapolated(y: Tensor, method: Method, sizes: Sequence[int], scales: Sequence[float], parts: Sequence[Part]) -> Tensor:
+    """y with the extrapolation value wherever a position lies outside of an input of these sizes."""
+    for axis, (size, scale, part) in enumerate(zip(sizes, scales, parts, strict=True)):
+        place = _places(method, size, y.shape[axis], scale, part)
+        outside = torch.from_numpy((place < 0) | (place > size - 1)).to(y.device)
+        y = torch.where(outside.view([-1 if i == axis else 1 for i in range(y.dim())]), method.extrapolation, y)
+    return y
+
+
+def interpolate(
+    x: Tensor, method: Method, outs: Sequence[int], scales: Sequence[float], parts: Sequence[Part] | None = None
+) -> Tensor:
+    """`x` brought to the sizes `outs`; `scales` and the regions `parts` are what the coordinates are computed with."""
+    if parts is not None:
+        sizes = x.shape
+        for axis, part in enumerate(parts):
+            if outs[axis] != sizes[axis] or part != WHOLE:
+                x = _resize_axis(x, axis, method, outs[axis], scales[axis], part)
+        return _extrapolated(x, method, sizes, scales, parts)
     axes = [axis for axis in range(x.dim()) if outs[axis] != x.shape[axis] or scales[axis] != 1]
     if not axes:
         return x
@@ -113,7 +147,7 @@ def interpolate(x: Tensor, method: Method, outs: Sequence[int], scales: Sequence
         if method.mode == "linear" and method.coordinates == "align_corners" and many:
             return F.interpolate(x, size, mode=_TORCH_LINEAR[spatial], align_corners=True)
     for axis in axes:
-        x = _resize_axis(x, axis, method, outs[axis], scales[axis])
+        x = _resize_axis(x, axis, method, outs[axis], scales[axis], WHOLE)
     return x
 
 
@@ -133,13 +167,15 @@ def _method(node: NodeView) -> Method:
     if nearest not in _NEAREST:
         raise node.refuse("nearest_mode", nearest, f"use one of {', '.join(_NEAREST)}")
     exclude, antialias = node.attr_int("exclude_outside", 0) != 0, node.attr_int("antialias", 0) != 0
-    return Method(mode, coordinates, nearest, node.attr_float("cubic_coeff_a", -0.75), exclude, antialias)
+    cubic, extrapolation = node.attr_float("cubic_coeff_a", -0.75), node.attr_float("extrapolation_value", 0.0)
+    return Method(mode, coordinates, nearest, cubic, exclude, antialias, extrapolation)
 
 
 @op("Resize", 11, 13, 18, 19, host=(1, 2, 3))
 def resize(node: NodeView) -> Op:
-    """x, roi (ignored), scales or sizes, over all axes or those that `axes` names (opset 18)."""
+    """x, roi, scales or sizes, over all axes or those that `axes` names (opset 18). roi: all begins, then all ends."""
     method = _method(node)
+    cropped = method.coordinates == _CROP
     named = node.attr_ints("axes")
     policy = node.attr_string("keep_aspect_ratio_policy", "stretch")
     if policy not in ("stretch", "not_larger", "not_smaller"):
@@ -153,6 +189,11 @@ def resize(node: NodeView) -> Op:
         scales, sizes = (fixed[index] or _floats(later[index]) for index in (1, 2))
         axes = [axis % x.dim() for axis in named] if named is not None else list(range(x.dim()))
         outs, ratios = list(x.shape), [1.0] * x.dim()
+        parts = [WHOLE] * x.dim()
+        if cropped:
+            bounds = fixed[0] or _floats(later[0]) or []
+            for axis, begin, end in zip(axes, bounds, bounds[len(axes) :], strict=False):
+                parts[axis] = (begin, end)
         if sizes is not None:
             ratio = [size / x.shape[axis] for axis, size in zip(axes, sizes, strict=True)]
             if policy != "stretch":
@@ -162,10 +203,11 @@ def resize(node: NodeView) -> Op:
         else:
             assert scales is not None
             ratio = scales
+            # onnxruntime leaves the region out of it; ONNX's text multiplies by the region's share of the axis.
             sizes = [np.floor(x.shape[axis] * scale) for axis, scale in zip(axes, scales, strict=True)]
         for axis, size, scale in zip(axes, sizes, ratio, strict=True):
             outs[axis], ratios[axis] = int(size), scale
-        return interpolate(x, method, outs, ratios)
+        return interpolate(x, method, outs, ratios, parts if cropped else None)
 
     return run
 

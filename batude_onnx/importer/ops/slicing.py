@@ -13,7 +13,7 @@ from batude_onnx.importer.registry import Op, op
 from batude_onnx.importer.view import NodeView, Refusal, listed
 
 
-@op("Concat", 4, 11, 13)
+@op("Concat", 4, 11, 13, moves="all")
 def concat(node: NodeView) -> Op:
     axis = node.attr_int("axis")
     return lambda *inputs: torch.cat(inputs, axis)
@@ -55,7 +55,7 @@ def slice_attributes(node: NodeView) -> Op:
     return lambda x: _cut(x, starts, ends, axes, [1] * len(starts))
 
 
-@op("Slice", 10, 11, 13, host=(1, 2, 3, 4))
+@op("Slice", 10, 11, 13, host=(1, 2, 3, 4), moves="first")
 def slice_inputs(node: NodeView) -> Op:
     starts, ends, axes, steps = (node.integers(index) for index in (1, 2, 3, 4))
     rank = node.rank(0)
@@ -136,7 +136,7 @@ def pad(node: NodeView) -> Op:
     return run
 
 
-@op("Gather", 1, 11, 13)
+@op("Gather", 1, 11, 13, moves="first")
 def gather(node: NodeView) -> Op:
     """data with its axis replaced by the axes of indices."""
     axis = node.attr_int("axis", 0)
@@ -164,30 +164,5 @@ def gather_elements(node: NodeView) -> Op:
     def run(data: Tensor, indices: Tensor) -> Tensor:
         whole = indices.to(torch.int64)
         return data.gather(axis, torch.where(whole < 0, whole + data.shape[axis], whole))
-
-    return run
-
-
-@op("GatherND", 11, 12, 13)
-def gather_nd(node: NodeView) -> Op:
-    """The last axis of indices holds places in data's leading axes."""
-    if node.attr_int("batch_dims", 0):
-        raise node.refuse("batch_dims", node.attr_int("batch_dims"), "use 0")
-    return lambda data, indices: data[tuple(indices.unbind(-1))]
-
-
-@op("ScatterElements", 11, 13, 16, 18)
-def scatter_elements(node: NodeView) -> Op:
-    axis, reduction = node.attr_int("axis", 0), node.attr_string("reduction", "none")
-    names = {"none": None, "add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
-    if reduction not in names:
-        raise node.refuse("reduction", reduction, f"use one of {', '.join(names)}")
-    kind = names[reduction]
-
-    def run(data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-        place = torch.where(indices < 0, indices + data.shape[axis], indices)
-        if kind is None:
-            return data.scatter(axis, place, updates)
-        return data.scatter_reduce(axis, place, updates, kind)
 
     return run
