@@ -109,7 +109,7 @@ def validate(
         )
     dataset = None if data is None else load_data(data, one)
     feeds = parity_feeds(one.specs, dataset, seed, inputs)
-    return hold_against(*sessions, (one.cost, other.cost), (str(first), str(second)), one.specs, feeds, dataset)
+    return hold_against(*sessions, (one, other), (str(first), str(second)), feeds, dataset)
 
 
 def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
@@ -117,8 +117,8 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
 
     The worse difference of each output comes back.
     """
-    found = case.seen.compressible
-    ways = [decomposition.alternatives(site) if RECIPES[case.settings.recipe].formats else (site,) for site in found]
+    sites = case.seen.compressible
+    ways = [decomposition.alternatives(site) if RECIPES[case.settings.recipe].formats else (site,) for site in sites]
     nodes, proofs = layers.nodes_by_key(case.model), []
     for number in range(max(map(len, ways), default=1)):
         chains = {}
@@ -126,7 +126,8 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
             most = decomposition.method_of(site).max_ranks(site.shape, site.geometry.groups)
             chains[site.key] = _factor(site, nodes[site.key], most)
         rewritten = open_graph(rewrite(case.model, chains), case.settings.provider, case.settings.threads)
-        proofs.append(compare(outputs_of(case.original, case.feeds), outputs_of(rewritten, case.feeds)))
+        found = outputs_of(rewritten, case.feeds)
+        proofs.append(compare(outputs_of(case.original, case.feeds), found, half=case.seen.half))
         require(proofs[-1], "the rewrite at full rank does not equal the original")
     return tuple(max(same, key=lambda difference: difference.max_absolute) for same in zip(*proofs, strict=True))
 
@@ -163,7 +164,7 @@ def _dense_outputs(case: Case, result: TrainResult) -> Feeds:
     for key, chain in result.chains.items():
         site, bias, held = by_key[key], chain.layers[-1].bias, layers.read_bias(nodes[key])
         weight = decomposition.method(chain.method).reconstruct(chain).float().numpy()
-        weights[site.weight] = np.ascontiguousarray(weight.T if site.transposed else weight)
+        weights[site.weight] = np.ascontiguousarray(site.layout.stored(weight))
         if bias is not None and (held is None or not np.array_equal(bias, held)):
             biases[key] = bias
     near = open_graph(rewrite(case.model, {}, weights=weights, biases=biases), case.settings.provider, case.settings.threads)
@@ -337,11 +338,11 @@ def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tupl
             f"{case.budget.limit:,}; nothing was written"
         )
     session = open_session(path, case.settings.provider, case.settings.threads)
-    parity = compare(expected, outputs_of(session, case.feeds))
+    parity = compare(expected, outputs_of(session, case.feeds), half=case.seen.half)
     require(parity, "the written file does not compute what was trained")
     comparison = hold_against(
-        case.original, session, (case.seen.cost, written.cost), (str(case.settings.model), str(case.settings.output)),
-        case.seen.specs, case.feeds, case.dataset,
+        case.original, session, (case.seen, written), (str(case.settings.model), str(case.settings.output)),
+        case.feeds, case.dataset,
     )  # fmt: skip
     return parity, comparison
 
