@@ -13,13 +13,14 @@ import onnx_ir as ir
 from batude_onnx import decomposition, layers
 from batude_onnx.errors import ModelError
 from batude_onnx.loading import Dataset, InputSpec, generate, input_specs, preprocess, require_fit
-from batude_onnx.records import Comparison, Cost, Site
+from batude_onnx.records import Comparison, Cost, Divergence, Site
 from batude_onnx.validation import (
     Session,
     agreement,
     classification,
     compare,
     compare_latency,
+    first_divergence,
     is_classifier,
     measure_shapes,
     run_batched,
@@ -124,6 +125,15 @@ def quality(original: Session, other: Session, specs: tuple[InputSpec, ...], dat
 
 def _first(outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return next(iter(outputs.values()))
+
+
+def origin_of(reference: ir.Model, other: ir.Model, feeds: Feeds, session: Session, half: bool) -> Divergence | None:
+    """The first node whose value differs, run as `session` is; None where none does, or where onnxruntime cannot show it."""
+    try:
+        return first_divergence(reference, other, feeds, session.provider, session.threads, half=half)
+    except ModelError:
+        # Of values on the way it may have none to show (a kind that it cannot give out); the difference itself stands.
+        return None
 
 
 def hold_against(

@@ -222,11 +222,24 @@ class OutputDifference:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """The first node of a graph, in its order, whose value another graph has not: `difference.output` names that value."""
+
+    node: str
+    op: str
+    difference: OutputDifference
+
+    def __str__(self) -> str:
+        far = f"{self.difference.max_absolute:.3g}, relative {self.difference.max_relative:.3g}"
+        return f"the first to differ is node {self.node!r} ({self.op}; value {self.difference.output!r} by {far})"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Two files held against each other: what they cost, how their outputs differ, how good and how fast they are.
 
     Quality is in percent (top1, top5, top1_agreement), in nats (cross_entropy) or a cosine; `latency["ratio"]` is above 1 where
-    `other` is faster.
+    `other` is faster. `divergence`: where outputs that differ begin to, if that was looked for.
     """
 
     original: str
@@ -237,6 +250,7 @@ class Comparison:
     quality_original: Mapping[str, float] = field(default_factory=dict)
     quality_other: Mapping[str, float] = field(default_factory=dict)
     latency: Mapping[str, float | int | str] = field(default_factory=dict)
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True)

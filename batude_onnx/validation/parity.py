@@ -18,7 +18,7 @@ show nothing but its floor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,17 +56,22 @@ def compare(
     return tuple(_difference(name, a.get(name), b.get(name), atol, rtol, half) for name in names)
 
 
-def require(differences: Sequence[OutputDifference], what: str) -> None:
-    """Raises ParityError, which names the output furthest off, unless every difference is within; `what` says of what."""
+def require(differences: Sequence[OutputDifference], what: str, where: Callable[[], str] = str) -> None:
+    """Raises ParityError, which names the output furthest off, unless every difference is within.
+
+    `what` says of what; `where`, asked only then, where the difference comes from.
+    """
     if not differences:
         raise ParityError(f"{what}: no output was compared; feed at least one sample")
     wrong = [difference for difference in differences if not difference.within]
     if not wrong:
         return
     worst = max(wrong, key=lambda difference: difference.max_absolute)
+    place = where()
     raise ParityError(
         f"{what}: output {worst.output!r} is off by {worst.max_absolute:.3g} (relative {worst.max_relative:.3g}, cosine "
-        f"{worst.cosine:.6f}), {len(wrong)} of {len(differences)} outputs are outside of the tolerance; nothing was written"
+        f"{worst.cosine:.6f}), {len(wrong)} of {len(differences)} outputs are outside of the tolerance; "
+        f"{place}{'; ' if place else ''}nothing was written"
     )
 
 
