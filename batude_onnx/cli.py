@@ -282,7 +282,10 @@ def validate(
         console.print(comparison_table(comparison, ("first", "second")))
         console.print()
         console.print(difference_table(comparison))
+        if comparison.divergence is not None:
+            console.print(str(comparison.divergence), highlight=False, markup=False, soft_wrap=True)
     wrong = [difference for difference in comparison.differences if not difference.within]
     if equal and wrong:
         worst = max(wrong, key=lambda difference: difference.max_absolute)
-        raise ParityError(f"output {worst.output!r} of {second} is off by {worst.max_absolute:.3g} from {first}")
+        where = "" if comparison.divergence is None else f"; {comparison.divergence}"
+        raise ParityError(f"output {worst.output!r} of {second} is off by {worst.max_absolute:.3g} from {first}{where}")

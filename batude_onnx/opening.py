@@ -113,10 +113,11 @@ def _require_trainable(seen: Survey, nodes: Mapping[str, ir.Node]) -> None:
         if spec.dtype.kind == "f" and spec.dtype != np.float32:
             raise UnsupportedError(f"input {spec} is not float32, which training needs: convert the model, or run without --data")
     for site in seen.compressible:
-        if layers.stored_type(nodes[site.key]) != ir.DataType.FLOAT:
-            held = layers.stored_type(nodes[site.key]).name
+        stored, read = layers.weight_type(nodes[site.key])
+        if {stored, read} != {ir.DataType.FLOAT}:
+            held = f"stored as {stored.name}" if stored != ir.DataType.FLOAT else f"read as {read.name}"
             raise UnsupportedError(
-                f"weight {site.weight} is stored as {held}, and training needs FLOAT: convert the model, or run without --data"
+                f"weight {site.weight} is {held}, and training needs FLOAT: convert the model, or run without --data"
             )
 
 

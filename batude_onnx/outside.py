@@ -9,16 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from batude_onnx.validation import Session, open_graph
-
-
-def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of `model` that also gives the values of these names. Raises KeyError for a name that no node of its graph gives."""
-    shown = model.clone()
-    values = {value.name: value for node in shown.graph for value in node.outputs}
-    held = {value.name for value in shown.graph.outputs}
-    shown.graph.outputs.extend(values[name] for name in names if name not in held)
-    return shown
+from batude_onnx.validation import Session, exposed, open_graph
 
 
 class Outside:

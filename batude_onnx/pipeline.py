@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from batude_onnx.loading import (
 )
 from batude_onnx.opening import Case, classes, load_data, open_case, report_path
 from batude_onnx.outside import Outside
-from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, outputs_of, parity_feeds, survey
+from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, origin_of, outputs_of, parity_feeds, survey
 from batude_onnx.records import Comparison, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
@@ -99,7 +100,8 @@ def validate(
     inputs: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Comparison:
     """Hold `second` against `first`. Raises ParityError where their inputs or outputs are not the same ones."""
-    one, other = survey(load_model(first), inputs), survey(load_model(second), inputs)
+    models = load_model(first), load_model(second)
+    one, other = (survey(model, inputs) for model in models)
     sessions = open_session(first, provider, threads), open_session(second, provider, threads)
     if [(spec.name, spec.dtype) for spec in one.specs] != [(spec.name, spec.dtype) for spec in other.specs]:
         raise ParityError(f"the inputs differ: {', '.join(map(str, one.specs))} against {', '.join(map(str, other.specs))}")
@@ -109,7 +111,10 @@ def validate(
         )
     dataset = None if data is None else load_data(data, one)
     feeds = parity_feeds(one.specs, dataset, seed, inputs)
-    return hold_against(*sessions, (one.cost, other.cost), (str(first), str(second)), one.specs, feeds, dataset)
+    found = hold_against(*sessions, (one, other), (str(first), str(second)), feeds, dataset)
+    if all(difference.within for difference in found.differences):
+        return found
+    return replace(found, divergence=origin_of(*models, feeds, sessions[0], one.half or other.half))
 
 
 def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
@@ -117,18 +122,26 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
 
     The worse difference of each output comes back.
     """
-    found = case.seen.compressible
-    ways = [decomposition.alternatives(site) if RECIPES[case.settings.recipe].formats else (site,) for site in found]
+    sites = case.seen.compressible
+    ways = [decomposition.alternatives(site) if RECIPES[case.settings.recipe].formats else (site,) for site in sites]
     nodes, proofs = layers.nodes_by_key(case.model), []
     for number in range(max(map(len, ways), default=1)):
         chains = {}
         for site in (way[min(number, len(way) - 1)] for way in ways):
             most = decomposition.method_of(site).max_ranks(site.shape, site.geometry.groups)
             chains[site.key] = _factor(site, nodes[site.key], most)
-        rewritten = open_graph(rewrite(case.model, chains), case.settings.provider, case.settings.threads)
-        proofs.append(compare(outputs_of(case.original, case.feeds), outputs_of(rewritten, case.feeds)))
-        require(proofs[-1], "the rewrite at full rank does not equal the original")
+        rewritten = rewrite(case.model, chains)
+        found = outputs_of(open_graph(rewritten, case.settings.provider, case.settings.threads), case.feeds)
+        proofs.append(compare(outputs_of(case.original, case.feeds), found, half=case.seen.half))
+        where = partial(_where, case.model, rewritten, case)
+        require(proofs[-1], "the rewrite at full rank does not equal the original", where)
     return tuple(max(same, key=lambda difference: difference.max_absolute) for same in zip(*proofs, strict=True))
+
+
+def _where(reference: ir.Model, other: ir.Model, case: Case) -> str:
+    """Where the difference between two graphs begins, in words."""
+    found = origin_of(reference, other, case.feeds, case.original, case.seen.half)
+    return "all values on the way that both have are equal" if found is None else str(found)
 
 
 def _factor(site: Site, node: ir.Node, ranks: tuple[int, ...]) -> FactorChain:
@@ -156,18 +169,22 @@ def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
     return result, _dense_outputs(case, result)
 
 
-def _dense_outputs(case: Case, result: TrainResult) -> Feeds:
-    """What the original graph gives with the weights that the chains stand for and all else that was trained in their places."""
+def _dense(case: Case, result: TrainResult) -> ir.Model:
+    """The original graph with the weights that the chains stand for and all else that was trained in their places."""
     weights, biases = dict(result.weights), dict(result.biases)
     by_key, nodes = {site.key: site for site in case.seen.sites}, layers.nodes_by_key(case.model)
     for key, chain in result.chains.items():
         site, bias, held = by_key[key], chain.layers[-1].bias, layers.read_bias(nodes[key])
         weight = decomposition.method(chain.method).reconstruct(chain).float().numpy()
-        weights[site.weight] = np.ascontiguousarray(weight.T if site.transposed else weight)
+        weights[site.weight] = np.ascontiguousarray(site.layout.stored(weight))
         if bias is not None and (held is None or not np.array_equal(bias, held)):
             biases[key] = bias
-    near = open_graph(rewrite(case.model, {}, weights=weights, biases=biases), case.settings.provider, case.settings.threads)
-    return outputs_of(near, case.feeds)
+    return rewrite(case.model, {}, weights=weights, biases=biases)
+
+
+def _dense_outputs(case: Case, result: TrainResult) -> Feeds:
+    """What that graph gives."""
+    return outputs_of(open_graph(_dense(case, result), case.settings.provider, case.settings.threads), case.feeds)
 
 
 def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
@@ -329,7 +346,8 @@ def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
 
 def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tuple[tuple[OutputDifference, ...], Comparison]:
     """The finished file counted and run; raises where it is over the budget or does not compute what was trained."""
-    written = survey(load_model(path), case.settings.inputs)
+    model = load_model(path)
+    written = survey(model, case.settings.inputs)
     spent = written.cost.of(case.budget.metric)
     if spent > case.budget.limit:
         raise BudgetMissedError(
@@ -337,11 +355,11 @@ def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tupl
             f"{case.budget.limit:,}; nothing was written"
         )
     session = open_session(path, case.settings.provider, case.settings.threads)
-    parity = compare(expected, outputs_of(session, case.feeds))
-    require(parity, "the written file does not compute what was trained")
+    parity = compare(expected, outputs_of(session, case.feeds), half=case.seen.half)
+    require(parity, "the written file does not compute what was trained", lambda: _where(_dense(case, result), model, case))
     comparison = hold_against(
-        case.original, session, (case.seen.cost, written.cost), (str(case.settings.model), str(case.settings.output)),
-        case.seen.specs, case.feeds, case.dataset,
+        case.original, session, (case.seen, written), (str(case.settings.model), str(case.settings.output)),
+        case.feeds, case.dataset,
     )  # fmt: skip
     return parity, comparison
 

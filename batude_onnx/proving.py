@@ -13,13 +13,14 @@ import onnx_ir as ir
 from batude_onnx import decomposition, layers
 from batude_onnx.errors import ModelError
 from batude_onnx.loading import Dataset, InputSpec, generate, input_specs, preprocess, require_fit
-from batude_onnx.records import Comparison, Cost, Site
+from batude_onnx.records import Comparison, Cost, Divergence, Site
 from batude_onnx.validation import (
     Session,
     agreement,
     classification,
     compare,
     compare_latency,
+    first_divergence,
     is_classifier,
     measure_shapes,
     run_batched,
@@ -36,13 +37,17 @@ SCORE_BATCH = 250
 
 @dataclass(frozen=True)
 class Survey:
-    """A model's layers and what it costs. `shapes` are those of one sample; `outputs` the names of the graph's outputs."""
+    """A model's layers and what it costs. `shapes` are those of one sample; `outputs` the names of the graph's outputs.
+
+    `half`: weights are rounded to half precision, and with them whatever the type of an output, its values.
+    """
 
     specs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
     shapes: dict[str, tuple[int, ...]]
     sites: tuple[Site, ...]
     cost: Cost
+    half: bool = False
 
     @property
     def compressible(self) -> list[Site]:
@@ -59,7 +64,8 @@ def survey(model: ir.Model, inputs: Shapes | None = None) -> Survey:
     shapes = layers.infer_shapes(model, inputs)
     sites = layers.find_sites(model, shapes)
     outputs = tuple(str(value.name) for value in model.graph.outputs)
-    if any(not site.positions or not site.input_positions for site in sites) or not shapes.keys() >= set(outputs):
+    unknown = any(not (site.positions and site.input_positions and site.output_positions) for site in sites)
+    if unknown or not shapes.keys() >= set(outputs):
         wanted = {name for site in sites for name in (site.key, site.data)} | set(outputs)
         try:
             feeds = generate(specs, 1, 0, inputs)
@@ -69,7 +75,8 @@ def survey(model: ir.Model, inputs: Shapes | None = None) -> Survey:
         if feeds is not None:
             shapes.update(measure_shapes(model, wanted, feeds))
             sites = layers.find_sites(model, shapes)
-    return Survey(specs, outputs, shapes, tuple(decomposition.assign(site) for site in sites), layers.count(model, shapes))
+    assigned = tuple(decomposition.assign(site) for site in sites)
+    return Survey(specs, outputs, shapes, assigned, layers.count(model, shapes), layers.in_half(model))
 
 
 def parity_feeds(specs: tuple[InputSpec, ...], dataset: Dataset | None, seed: int, inputs: Shapes | None = None) -> Feeds:
@@ -120,19 +127,28 @@ def _first(outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return next(iter(outputs.values()))
 
 
+def origin_of(reference: ir.Model, other: ir.Model, feeds: Feeds, session: Session, half: bool) -> Divergence | None:
+    """The first node whose value differs, run as `session` is; None where none does, or where onnxruntime cannot show it."""
+    try:
+        return first_divergence(reference, other, feeds, session.provider, session.threads, half=half)
+    except ModelError:
+        # Of values on the way it may have none to show (a kind that it cannot give out); the difference itself stands.
+        return None
+
+
 def hold_against(
     original: Session,
     other: Session,
-    costs: tuple[Cost, Cost],
+    surveys: tuple[Survey, Survey],
     names: tuple[str, str],
-    specs: tuple[InputSpec, ...],
     feeds: Feeds,
     dataset: Dataset | None,
 ) -> Comparison:
     """Compare two open models on `feeds` and, where there is one, on the test data; then their speed, one sample at a time."""
-    differences = compare(outputs_of(original, feeds), outputs_of(other, feeds))
+    (first, second), specs = surveys, surveys[0].specs
+    differences = compare(outputs_of(original, feeds), outputs_of(other, feeds), half=first.half or second.half)
     scores: tuple[dict[str, float], ...] = ({}, {}) if dataset is None else quality(original, other, specs, dataset)
     sizes = {spec.name: batch_of(spec) or 1 for spec in specs}
     one = {name: array[: sizes[name]] if array.ndim else array for name, array in feeds.items()}
     latency = compare_latency(original, other, one)
-    return Comparison(names[0], names[1], costs[0], costs[1], differences, scores[0], scores[1], latency)
+    return Comparison(names[0], names[1], first.cost, second.cost, differences, scores[0], scores[1], latency)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +19,63 @@ FloatArray = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution walks over its input. `pads` is ONNX's order: all begins, then all ends."""
+    """How a convolution walks over its input. `pads` is ONNX's order: all begins, then all ends.
+
+    `transposed`: it walks over its output instead, as ConvTranspose does; `output_padding` is what that adds at the ends.
+    """
 
     strides: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     groups: int = 1
     auto_pad: str = "NOTSET"
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
 
     @staticmethod
     def pointwise(dimensions: int, groups: int = 1) -> Geometry:
         """A 1x1 convolution over `dimensions` spatial axes (0: a linear layer)."""
         return Geometry((1,) * dimensions, (0,) * (2 * dimensions), (1,) * dimensions, groups)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file stores what is (S, C/groups, *kernel) in canonical form; for arrays and torch tensors alike.
+
+    `axes`: the order in which the node reads the stored axes, None where it is their own. `swapped`: what it reads is
+    (C, S/groups, *kernel).
+    """
+
+    axes: tuple[int, ...] | None = None
+    swapped: bool = False
+    groups: int = 1
+
+    def canonical(self, stored: Any) -> Any:
+        """The canonical weight of a stored one; a view where that is possible."""
+        read = stored if self.axes is None else _permuted(stored, self.axes)
+        return self._swap(read) if self.swapped else read
+
+    def stored(self, canonical: Any) -> Any:
+        """The inverse of `canonical`."""
+        read = self._swap(canonical) if self.swapped else canonical
+        return read if self.axes is None else _permuted(read, tuple(map(self.axes.index, range(len(self.axes)))))
+
+    def _swap(self, weight: Any) -> Any:
+        """Inputs for outputs, group by group: its own inverse."""
+        first, second, *kernel = weight.shape
+        apart = weight.reshape(self.groups, first // self.groups, second, *kernel).swapaxes(1, 2)
+        return apart.reshape(self.groups * second, first // self.groups, *kernel)
+
+
+def _permuted(array: Any, axes: tuple[int, ...]) -> Any:
+    """numpy's `transpose`, by exchanges, which torch calls by the same name."""
+    order = list(range(len(axes)))
+    for place, axis in enumerate(axes):
+        other = order.index(axis)
+        if other != place:
+            array = array.swapaxes(place, other)
+            order[place], order[other] = order[other], order[place]
+    return array
 
 
 @dataclass(frozen=True)
@@ -63,9 +109,10 @@ class Site:
     how many times the kernel is applied per sample (the product of the output's spatial sizes; in a run of a file that fixes
     its batch, times that batch), 0 where shapes are unknown;
     `input_positions` the same for the input, since a factor in front of a strided core runs on the larger map;
-    `halfway_positions` the same for a kernel that walks over the first spatial axis alone.
-    `method` names the decomposition, or is None and `reason` says why the layer is left whole. `transposed`:
-    the file stores the weight as (C, S). `normalised`: a BatchNormalization reads the layer's output. `joined`: the output of
+    `halfway_positions` the same for a kernel that walks over the first spatial axis alone. A transposed convolution applies its
+    kernel at each position of its input: `outgoing_positions` then says how many its output has.
+    `method` names the decomposition, or is None and `reason` says why the layer is left whole. `layout`: how the file stores
+    the weight. `normalised`: a BatchNormalization reads the layer's output. `joined`: the output of
     the Add that alone reads this layer's output, where no other layer stands between the two (so that its other side is known
     when this layer is fitted), else None.
     """
@@ -81,11 +128,12 @@ class Site:
     input_positions: int
     method: str | None
     reason: str | None = None
-    transposed: bool = False
+    layout: Layout = Layout()
     normalised: bool = False
     data: str = ""
     joined: str | None = None
     halfway_positions: int = 0
+    outgoing_positions: int | None = None
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -98,6 +146,11 @@ class Site:
     @property
     def channels_in(self) -> int:
         return self.shape[1] * self.geometry.groups
+
+    @property
+    def output_positions(self) -> int:
+        """Positions of the output, per sample."""
+        return self.positions if self.outgoing_positions is None else self.outgoing_positions
 
     @property
     def params(self) -> int:
@@ -169,11 +222,24 @@ class OutputDifference:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """The first node of a graph, in its order, whose value another graph has not: `difference.output` names that value."""
+
+    node: str
+    op: str
+    difference: OutputDifference
+
+    def __str__(self) -> str:
+        far = f"{self.difference.max_absolute:.3g}, relative {self.difference.max_relative:.3g}"
+        return f"the first to differ is node {self.node!r} ({self.op}; value {self.difference.output!r} by {far})"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Two files held against each other: what they cost, how their outputs differ, how good and how fast they are.
 
     Quality is in percent (top1, top5, top1_agreement), in nats (cross_entropy) or a cosine; `latency["ratio"]` is above 1 where
-    `other` is faster.
+    `other` is faster. `divergence`: where outputs that differ begin to, if that was looked for.
     """
 
     original: str
@@ -184,6 +250,7 @@ class Comparison:
     quality_original: Mapping[str, float] = field(default_factory=dict)
     quality_other: Mapping[str, float] = field(default_factory=dict)
     latency: Mapping[str, float | int | str] = field(default_factory=dict)
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ class Layer:
 
     @property
     def stored(self) -> tuple[int, ...]:
+        if self.op == "ConvTranspose":
+            groups = self.attributes.get("group", 1)
+            return (self.shape[1] * groups, self.shape[0] // groups, *self.shape[2:])
         as_is = self.op == "Conv" or self.attributes.get("transB")
         return self.shape if as_is else self.shape[::-1]
 
@@ -162,6 +165,44 @@ def shortcut() -> onnx.ModelProto:
     ]
     held = {"w1": values(4, 3, 3, 3), "w2": values(6, 8, 3, 3), **ints}
     return one_node(nodes, (2, 3, 8, 8), ("N", 6, "h", "w"), held)
+
+
+def attention() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["x", "t"], ["y"]),
+    ]
+    return one_node(nodes, (2, 3, 5, 7), (2, 3, 5, 5), {})
+
+
+TRANSPOSED: dict[str, Layer] = {
+    "1-D": Layer("ConvTranspose", (2, 8, 9), (6, 8, 4), (2, 6, 18), {"strides": [2], "pads": [1, 1]}),
+    "2-D": Layer("ConvTranspose", (2, 8, 5, 4), (6, 8, 4, 4), (2, 6, 10, 8), {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    "3-D": Layer("ConvTranspose", (2, 4, 3, 2, 3), (6, 4, 2, 3, 2), (2, 6, 4, 4, 4)),
+    "without bias": Layer("ConvTranspose", (2, 8, 5, 4), (6, 8, 3, 3), (2, 6, 7, 6), bias=False),
+    "no overlap": Layer("ConvTranspose", (2, 8, 5, 4), (6, 8, 2, 2), (2, 6, 10, 8), {"strides": [2, 2]}),
+    "holes": Layer("ConvTranspose", (2, 8, 5, 4), (6, 8, 2, 3), (2, 6, 14, 12), {"strides": [3, 3]}),
+    "output_padding": Layer(
+        "ConvTranspose", (2, 8, 5, 4), (6, 8, 3, 3), (2, 6, 10, 7),
+        {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 0]},
+    ),
+    "asymmetric pads": Layer(
+        "ConvTranspose", (2, 8, 5, 4), (6, 8, 3, 4), (2, 6, 10, 8), {"strides": [2, 2], "pads": [1, 0, 0, 2]}
+    ),
+    "dilated": Layer("ConvTranspose", (2, 8, 5, 4), (6, 8, 3, 3), (2, 6, 9, 10), {"dilations": [2, 3]}),
+    "grouped": Layer(
+        "ConvTranspose", (2, 8, 5, 4), (12, 4, 3, 3), (2, 12, 9, 7), {"group": 2, "strides": [2, 2], "pads": [1, 1, 1, 1]}
+    ),
+    "same upper": Layer(
+        "ConvTranspose", (2, 8, 5, 4), (6, 8, 3, 3), (2, 6, 10, 8), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}
+    ),
+    "same lower": Layer(
+        "ConvTranspose", (2, 8, 5, 4), (6, 8, 3, 4), (2, 6, 10, 8), {"auto_pad": "SAME_LOWER", "strides": [2, 2]}
+    ),
+    "valid": Layer("ConvTranspose", (2, 8, 5, 4), (6, 8, 3, 3), (2, 6, 11, 9), {"auto_pad": "VALID", "strides": [2, 2]}),
+    "pointwise": Layer("ConvTranspose", (2, 12, 5, 4), (10, 12, 1, 1), (2, 10, 5, 4)),
+    "pointwise strided": Layer("ConvTranspose", (2, 12, 5, 4), (10, 12, 1, 1), (2, 10, 9, 7), {"strides": [2, 2]}),
+}  # fmt: skip
 
 
 def read(proto: onnx.ModelProto) -> ir.Model:

@@ -44,6 +44,16 @@ def conv_model(weight: FloatArray, bias: FloatArray | None, size: tuple[int, ...
     )
 
 
+def transposed_model(weight: FloatArray, bias: FloatArray, size: tuple[int, ...], **attributes: Any) -> onnx.ModelProto:
+    """x (N, C, *size) -> ConvTranspose -> y; weight "w" as it is stored, (C, S/g, *kernel), bias "b"."""
+    return model_of(
+        [helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], **attributes)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", weight.shape[0], *size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", len(bias), *[None] * len(size)])],
+        {"w": weight, "b": bias},
+    )
+
+
 def linear_model(op: str, stored: FloatArray, bias: FloatArray | None = None, **attributes: Any) -> onnx.ModelProto:
     """x (N, C) -> Gemm or MatMul -> y (N, S); `stored` is (C, S), or (S, C) with transB = 1."""
     into, out = stored.shape[::-1] if attributes.get("transB") else stored.shape
@@ -116,7 +126,7 @@ def output(model: onnx.ModelProto, x: Array) -> Array:
     return reference(model, {"x": x})[0]
 
 
-__all__ = ["conv_model", "floats", "linear_model", "network", "output", "rewritten", "site", "sites_of"]
+__all__ = ["conv_model", "floats", "linear_model", "network", "output", "rewritten", "site", "sites_of", "transposed_model"]
 
 
 def a_weight(shape: tuple[int, ...], seed: int = 0) -> Tensor:

@@ -386,6 +386,8 @@ def test_validate_equal_fails_where_the_outputs_differ(place: Path) -> None:
     result = run("validate", "model.onnx", "out.onnx", "--equal")
     assert result.exit_code == errors.ParityError.exit_code
     assert result.stderr.startswith("error: output 'y' of out.onnx is off by ")
+    assert "; the first to differ is node " in result.stderr
+    assert "the first to differ is node " in run("validate", "model.onnx", "out.onnx").stdout
 
 
 def test_json_knows_no_infinity(place: Path) -> None:

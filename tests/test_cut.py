@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from batude_onnx.errors import UnsupportedError
 from batude_onnx.importer import import_graph
-from batude_onnx.outside import Outside, exposed
+from batude_onnx.outside import Outside
 from batude_onnx.pipeline import compress
-from batude_onnx.validation import open_graph
+from batude_onnx.validation import exposed, open_graph
 from tests.importer_graphs import Array, floats
 from tests.pipelines import Listener, saved, settings_for
 

@@ -30,7 +30,7 @@ def test_the_weight_applied_to_the_patches_is_the_layer(name: str) -> None:
     x = correlated(5, *shape)
     with torch.no_grad():
         held = net.weight(site.weight)
-        weight = (held.T if site.transposed else held).reshape(site.geometry.groups, -1, int(np.prod(site.shape[1:])))
+        weight = site.layout.canonical(held).reshape(site.geometry.groups, -1, int(np.prod(site.shape[1:])))
         found = (patches(x, site) @ weight.mT).movedim(0, 1).reshape(-1, site.shape[0])
         bias = 0 if site.bias is None else net.weight(site.bias)
         (wanted,) = net(x)

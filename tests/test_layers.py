@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +15,7 @@ from batude_onnx.layers.registry import LayerKind, register
 from batude_onnx.proving import survey
 from batude_onnx.records import Cost, Geometry, Site
 from batude_onnx.validation import open_session
-from tests.layer_models import LAYERS, PLACES, Layer, conv_with_weight_in, one_node, read, shortcut, values
+from tests.layer_models import LAYERS, PLACES, attention, conv_with_weight_in, one_node, read, shortcut, values
 from tests.loading_models import FLOAT, model_of
 
 
@@ -39,7 +37,7 @@ def test_a_layer_is_read_in_its_canonical_form(name: str) -> None:
     assert (site.weight, site.bias) == ("w", "b" if layer.bias else None)
     assert (site.method, site.reason) == (None, None)
     assert site.shape == layer.shape
-    assert site.transposed == (layer.op != "Conv" and not layer.attributes.get("transB"))
+    assert site.layout.swapped == (layer.stored != layer.shape)
     assert site.params == prod(layer.shape)
 
 
@@ -139,152 +137,12 @@ def test_a_half_precision_weight_is_read_as_float32() -> None:
     np.testing.assert_array_equal(weight, half.astype(np.float32))
 
 
-def depthwise() -> onnx.ModelProto:
-    node = helper.make_node("Conv", ["x", "w"], ["y"], group=8, pads=[1, 1, 1, 1])
-    return one_node(node, (2, 8, 9, 8), (2, 8, 9, 8), {"w": values(8, 1, 3, 3)})
-
-
-def quantized(stored: bool) -> onnx.ModelProto:
-    """A Conv whose weight comes from int8, by DequantizeLinear; or (not `stored`) a MatMul."""
-    eight = np.arange(6 * 4 * 9).astype(np.int8)
-    held = {"q": eight.reshape(6, 4, 3, 3) if stored else eight[:48].reshape(8, 6), "scale": np.array(0.1, np.float32)}
-    nodes = [helper.make_node("DequantizeLinear", ["q", "scale"], ["w"])]
-    if stored:
-        return one_node([*nodes, helper.make_node("Conv", ["x", "w"], ["y"])], (2, 4, 9, 8), (2, 6, 7, 6), held)
-    return one_node([*nodes, helper.make_node("MatMul", ["x", "w"], ["y"])], (2, 8), (2, 6), held)
-
-
-def integer_matmul() -> onnx.ModelProto:
-    node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    return one_node(node, (2, 8), (2, 6), {"w": np.ones((8, 6), np.int32)}, kind=TensorProto.INT32)
-
-
-def gemm(bias: tuple[int, ...] = (6,), x: tuple[int, ...] = (8, 8), **attributes: Any) -> onnx.ModelProto:
-    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], **attributes)
-    model = model_of(
-        [node],
-        [helper.make_tensor_value_info("x", FLOAT, x)],
-        [helper.make_tensor_value_info("y", FLOAT, [8, 6])],
-        {"w": values(8, 6), "b": values(*bias)},
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def left_constant() -> onnx.ModelProto:
-    return one_node(helper.make_node("MatMul", ["w", "x"], ["y"]), (2, 8, 5), (2, 6, 5), {"w": values(6, 8)})
-
-
-def attention() -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
-        helper.make_node("MatMul", ["x", "t"], ["y"]),
-    ]
-    return one_node(nodes, (2, 3, 5, 7), (2, 3, 5, 5), {})
-
-
-def batched_constant() -> onnx.ModelProto:
-    return one_node(helper.make_node("MatMul", ["x", "w"], ["y"]), (2, 3, 5, 8), (2, 3, 5, 6), {"w": values(3, 8, 6)})
-
-
-def fed_weight() -> onnx.ModelProto:
-    inputs = [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in (("x", (2, 8)), ("w", (8, 6)))]
-    return model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], inputs, [helper.make_tensor_value_info("y", FLOAT, [2, 6])])
-
-
-def transposed() -> onnx.ModelProto:
-    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], group=2)
-    return one_node(node, (2, 8, 5, 4), (2, 6, 10, 8), {"w": values(8, 3, 2, 2)})
-
-
-def computed_bias() -> onnx.ModelProto:
-    nodes = [helper.make_node("Neg", ["n"], ["b"]), helper.make_node("Conv", ["x", "w", "b"], ["y"])]
-    return one_node(nodes, (2, 4, 9, 8), (2, 6, 7, 6), {"w": values(6, 4, 3, 3), "n": values(6)})
-
-
-def shared(place: str = "initializer") -> onnx.ModelProto:
-    """Two convolutions, one after the other, that read one weight."""
-    identity = [] if place == "initializer" else [helper.make_node("Identity", ["w"], ["v"])]
-    second = "w" if place == "initializer" else "v"
-    nodes = [
-        *identity,
-        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
-        helper.make_node("Conv", ["a", second], ["y"], pads=[1, 1, 1, 1]),
-    ]
-    return one_node(nodes, (2, 4, 9, 8), (2, 4, 9, 8), {"w": values(4, 4, 3, 3)})
-
-
-REASONS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "weight dequantized": (lambda: quantized(True), "its weight is computed in the graph (by DequantizeLinear), not stored"),
-    "factor dequantized": (
-        lambda: quantized(False),
-        "its right factor is computed in the graph (by DequantizeLinear), not stored",
-    ),
-    "integers": (integer_matmul, "its weight is stored as INT32, not as floating point"),
-    "transA": (lambda: gemm(transA=1), "Gemm with transA = 1"),
-    "alpha": (lambda: gemm(alpha=0.5), "Gemm with alpha or beta other than 1"),
-    "beta": (lambda: gemm(beta=2.0), "Gemm with alpha or beta other than 1"),
-    "one bias for all": (lambda: gemm(bias=(1,)), "its bias is not one value for each output"),
-    "left constant": (left_constant, "its constant factor is the left one"),
-    "both computed": (attention, "its right factor is computed in the graph (by Transpose), not stored"),
-    "batched constant": (batched_constant, "its constant factor has 3 dimensions, not 2"),
-    "weight fed": (fed_weight, "its right factor is fed as an input, not stored"),
-    "ConvTranspose": (transposed, "transposed convolutions are not decomposed"),
-    "bias computed": (computed_bias, "its bias is computed in the graph (by Neg), not stored"),
-}
-
-
-@pytest.mark.parametrize("name", REASONS)
-def test_a_layer_left_alone_says_why(name: str) -> None:
-    make, reason = REASONS[name]
-    site = only(make())
-    assert (site.method, site.reason, site.weight) == (None, reason, "")
-
-
-@pytest.mark.parametrize("place", ["initializer", "Identity"])
-def test_layers_that_share_a_weight_stay_whole_and_count_once(place: str) -> None:
-    model = read(shared(place))
-    shapes = infer_shapes(model)
-    reasons = {site.key: site.reason for site in find_sites(model, shapes)}
-    assert reasons == dict.fromkeys(["a", "y"], "its weight w is shared by 2 nodes")
-    assert count(model, shapes) == Cost(4 * 4 * 9, 2 * 4 * 4 * 9 * 72)
-
-
-def test_a_weight_that_is_also_an_output_counts_as_shared() -> None:
-    model = LAYERS["matmul"].model()
-    model.graph.output.append(helper.make_tensor_value_info("w", FLOAT, [8, 6]))
-    assert only(model).reason == "its weight w is shared by 2 nodes"
-
-
 def test_a_computed_factor_is_no_parameter() -> None:
     model = read(attention())
     shapes = infer_shapes(model)
     (site,) = find_sites(model, shapes)
     assert (site.shape, site.params) == ((), 1)
     assert count(model, shapes) == Cost(0, 3 * 5 * 7 * 5)
-
-
-def test_a_transposed_convolution_is_counted_at_its_inputs_positions() -> None:
-    model = read(transposed())
-    shapes = infer_shapes(model)
-    (site,) = find_sites(model, shapes)
-    assert (site.shape, site.geometry.groups) == ((6, 4, 2, 2), 2)
-    assert (site.params, site.macs) == (8 * 3 * 4, 8 * 3 * 4 * 20)
-    assert count(model, shapes) == Cost(8 * 3 * 4, 8 * 3 * 4 * 20)
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (depthwise, "depthwise: every channel has a weight of its own, there is nothing to share"),
-        (LAYERS["conv2d"].model, None),
-        (Layer("Conv", (1, 2, 5, 5), (2, 2, 1, 1), (1, 2, 5, 5)).model, "would not get smaller: 4 weights at rank 1, 4 now"),
-    ],
-)
-def test_a_method_is_assigned_or_refused_with_a_reason(make: Any, reason: str | None) -> None:
-    (site,) = survey(read(make())).sites
-    assert site.reason == reason
-    assert (site.method is None) == (reason is not None)
 
 
 def test_layers_in_inner_graphs_are_counted_but_not_touched() -> None:
@@ -306,32 +164,6 @@ def test_layers_in_inner_graphs_are_counted_but_not_touched() -> None:
     )
     assert list(sites_of(model)) == ["y"]
     assert count(read(model), infer_shapes(read(model))).params == 2 * 6 * 4 * 9 + 6 * 6 * 9
-
-
-def test_a_weight_that_an_inner_graph_reads_too_is_shared() -> None:
-    branches = {
-        name: helper.make_graph(
-            [helper.make_node(op, ["w"], [name])], name, [], [helper.make_tensor_value_info(name, FLOAT, None)]
-        )
-        for name, op in (("then", "Neg"), ("else", "Abs"))
-    }
-    model = model_of(
-        [
-            helper.make_node("MatMul", ["x", "w"], ["y"]),
-            helper.make_node("If", ["flag"], ["z"], then_branch=branches["then"], else_branch=branches["else"]),
-        ],
-        [helper.make_tensor_value_info("x", FLOAT, [2, 8]), helper.make_tensor_value_info("flag", TensorProto.BOOL, [])],
-        [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in (("y", [2, 6]), ("z", [8, 6]))],
-        {"w": values(8, 6)},
-    )
-    assert only(model).reason == "its weight w is shared by 3 nodes"
-
-
-def test_ops_of_other_domains_are_no_layers() -> None:
-    model = LAYERS["gemm"].model()
-    model.graph.node[0].domain = "com.example"
-    model.opset_import.append(helper.make_opsetid("com.example", 1))
-    assert sites_of(model) == {}
 
 
 def test_whether_a_batchnorm_reads_the_layer() -> None:

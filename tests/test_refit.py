@@ -21,7 +21,7 @@ from batude_onnx.training.normalisation import RestoredBatchNorm, restorable, re
 from batude_onnx.training.refit import refit
 from batude_onnx.training.statistics import collect_metrics
 from tests.importer_graphs import imported
-from tests.small_models import conv_model, floats, linear_model, network, sites_of
+from tests.small_models import conv_model, floats, linear_model, network, sites_of, transposed_model
 
 Ranks = Mapping[str, tuple[int, ...] | None]
 
@@ -55,6 +55,13 @@ def full(model: onnx.ModelProto) -> Ranks:
 LAYERS: dict[str, tuple[onnx.ModelProto, tuple[int, ...], Ranks]] = {
     "3x3": (conv_model(floats(8, 6, 3, 3), floats(8), (7, 7), pads=[1, 1, 1, 1]), (6, 7, 7), {"y": (3, 3)}),
     "grouped": (conv_model(floats(8, 4, 3, 3), floats(8), (7, 7), group=2), (8, 7, 7), {"y": (2, 2)}),
+    "transposed": (
+        transposed_model(
+            floats(8, 4, 3, 2), floats(8), (6, 5), group=2, strides=[2, 1], pads=[1, 0, 0, 1], output_padding=[1, 0]
+        ),
+        (8, 6, 5),
+        {"y": (2, 2)},
+    ),
     "strided": (
         conv_model(floats(8, 6, 3, 3), floats(8), (8, 7), strides=[2, 2], pads=[0, 1, 1, 0], dilations=[1, 2]),
         (6, 8, 7),

@@ -10,6 +10,7 @@ kernel, is shared here. Trained 3x3 kernels are often near to it. Each factor wa
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -40,10 +41,15 @@ def max_ranks(shape: tuple[int, ...], groups: int) -> Ranks:
 
 
 def cost(site: Site, ranks: Ranks) -> Cost:
-    """R*C*K for the first factor, which walks over the first axis as the layer does and over the input's others; R*S*K."""
+    """R*C*K for the first factor, which walks over the first axis as the layer does and over the input's others; R*S*K.
+
+    Each transposed factor is applied at the positions that it reads, every other at those that it gives.
+    """
     first = ranks[0] * site.channels_in * site.kernel[0]
     last = ranks[0] * site.channels_out * prod(site.kernel[1:])
-    return Cost(first + last, first * site.halfway_positions + last * site.positions)
+    halfway = site.halfway_positions
+    before, behind = (site.positions, halfway) if site.geometry.transposed else (halfway, site.positions)
+    return Cost(first + last, first * before + last * behind)
 
 
 def _matrix(tensor: Tensor, kernel: tuple[int, ...]) -> Tensor:
@@ -157,8 +163,12 @@ def _along(geometry: Geometry, axes: range) -> Geometry:
     def kept(values: tuple[int, ...], default: int) -> tuple[int, ...]:
         return tuple(value if axis % count in axes else default for axis, value in enumerate(values))
 
-    return Geometry(
-        kept(geometry.strides, 1), kept(geometry.pads, 0), kept(geometry.dilations, 1), geometry.groups, geometry.auto_pad
+    return replace(
+        geometry,
+        strides=kept(geometry.strides, 1),
+        pads=kept(geometry.pads, 0),
+        dilations=kept(geometry.dilations, 1),
+        output_padding=kept(geometry.output_padding, 0),
     )
 
 

@@ -36,9 +36,9 @@ def max_ranks(shape: tuple[int, ...], groups: int) -> Ranks:
 
 
 def cost(site: Site, ranks: Ranks) -> Cost:
-    """R*(C + S) weights, all at the output's positions."""
-    params = ranks[0] * (site.channels_in + site.channels_out)
-    return Cost(params, params * site.positions)
+    """R*C weights where the layer's own kernel is applied, R*S at the output's positions."""
+    first, last = ranks[0] * site.channels_in, ranks[0] * site.channels_out
+    return Cost(first + last, first * site.positions + last * site.output_positions)
 
 
 def _factors(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -> tuple[Tensor, Tensor]:

@@ -41,12 +41,13 @@ def max_ranks(shape: tuple[int, ...], groups: int) -> Ranks:
 
 
 def cost(site: Site, ranks: Ranks) -> Cost:
-    """R2*C + R1*R2*K*K + R1*S per group; the first factor runs on the input's positions, the others on the output's."""
+    """R2*C + R1*R2*K*K + R1*S per group: on the input's positions, on those of the kernel, on the output's."""
     r1, r2 = ranks
     groups = site.geometry.groups
-    first = r2 * site.channels_in
-    rest = groups * r1 * r2 * prod(site.kernel) + r1 * site.channels_out
-    return Cost(first + rest, first * site.input_positions + rest * site.positions)
+    first, last = r2 * site.channels_in, r1 * site.channels_out
+    core = groups * r1 * r2 * prod(site.kernel)
+    macs = first * site.input_positions + core * site.positions + last * site.output_positions
+    return Cost(first + core + last, macs)
 
 
 def _factors(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -> tuple[Tensor, Tensor, Tensor]:

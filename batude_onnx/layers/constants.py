@@ -1,6 +1,8 @@
-"""Where a weight really lives: an initializer, a Constant node, or an Identity of one of these."""
+"""Where a weight really lives: an initializer or a Constant node, perhaps behind Identity, Cast and Transpose."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -8,22 +10,59 @@ import onnx_ir as ir
 from batude_onnx.records import FloatArray
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
+# What a weight may pass on the way to its layer: another type, or another order of its axes.
+PASSED = ("Identity", "Cast", "Transpose")
+ONNX_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A constant as a node reads it. `axes`: the order in which the stored axes are read, None where it is their own."""
+
+    root: ir.Value
+    axes: tuple[int, ...] | None
+    dtype: ir.DataType
 
 
 def source(value: ir.Value | None) -> ir.Value | None:
     """The initializer or Constant output that `value` stands for, or None where it is computed or fed."""
+    way = _way(value)
+    return None if way is None else way[0]
+
+
+def held(value: ir.Value | None) -> Held | None:
+    """The constant that `value` stands for and what becomes of it on the way, or None where it is computed or fed."""
+    way = _way(value)
+    if way is None:
+        return None
+    root, nodes = way
+    stored = tensor(root)
+    axes, dtype = tuple(range(len(stored.shape))), stored.dtype
+    for node in nodes:
+        if node.op_type == "Transpose":
+            order = node.attributes.get("perm")
+            axes = axes[::-1] if order is None else tuple(axes[axis] for axis in order.as_ints())
+        elif node.op_type == "Cast":
+            dtype = ir.DataType(node.attributes["to"].as_int())
+    return Held(root, None if axes == tuple(range(len(axes))) else axes, dtype)
+
+
+def _way(value: ir.Value | None) -> tuple[ir.Value, list[ir.Node]] | None:
+    """The root of a constant, and the nodes between it and `value` in the order in which data passes them."""
+    nodes: list[ir.Node] = []
     while value is not None:
-        if value.const_value is not None:
-            return value
         node = value.producer()
-        if node is None or node.domain not in ("", "ai.onnx"):
+        if value.const_value is not None or (node is not None and _is(node, "Constant")):
+            return value, nodes[::-1]
+        if node is None or not _is(node, *PASSED):
             return None
-        if node.op_type == "Constant":
-            return value
-        if node.op_type != "Identity":
-            return None
+        nodes.append(node)
         value = node.inputs[0]
     return None
+
+
+def _is(node: ir.Node, *ops: str) -> bool:
+    return node.op_type in ops and node.domain in ONNX_DOMAINS
 
 
 def tensor(root: ir.Value) -> ir.TensorProtocol:
@@ -38,18 +77,25 @@ def tensor(root: ir.Value) -> ir.TensorProtocol:
     return held
 
 
-def read(root: ir.Value) -> FloatArray:
-    """The values held by a `source`, as float32 (float64 stays)."""
+def read(root: ir.Value, dtype: ir.DataType | None = None) -> FloatArray:
+    """The values held by a `source`, rounded to `dtype` where it is given, as float32 (float64 stays)."""
     array = tensor(root).numpy()
+    if dtype is not None:
+        array = array.astype(dtype.numpy())
     return array if array.dtype == np.float64 else array.astype(np.float32)
 
 
 def store(root: ir.Value, values: FloatArray) -> None:
     """Put new values of the same shape behind a `source`, in the type that is stored there."""
-    held = tensor(root)
-    fresh = ir.Tensor(np.ascontiguousarray(values.astype(held.dtype.numpy())), name=root.name, doc_string=held.doc_string)
-    if tuple(held.shape.numpy()) != fresh.numpy().shape:
-        raise ValueError(f"{root.name}: {tuple(held.shape.numpy())} cannot take values of shape {values.shape}")
+    stored = tensor(root)
+    fresh = ir.Tensor(
+        np.ascontiguousarray(values.astype(stored.dtype.numpy())),
+        name=root.name,
+        doc_string=stored.doc_string,
+        metadata_props=dict(stored.metadata_props),
+    )
+    if tuple(stored.shape.numpy()) != fresh.numpy().shape:
+        raise ValueError(f"{root.name}: {tuple(stored.shape.numpy())} cannot take values of shape {values.shape}")
     if root.const_value is not None:
         root.const_value = fresh
         return
@@ -60,9 +106,20 @@ def store(root: ir.Value, values: FloatArray) -> None:
 
 
 def made_by(value: ir.Value | None) -> str:
-    """Where a value that is no constant comes from, in words."""
-    node = None if value is None else value.producer()
-    return "fed as an input" if node is None else f"computed in the graph (by {node.op_type})"
+    """Where a value that is no constant comes from, in words, with what to do where something can be done."""
+    node = nearest = None if value is None else value.producer()
+    while node is not None and _is(node, *PASSED):
+        node = None if node.inputs[0] is None else node.inputs[0].producer()
+    if nearest is None:
+        return "fed as an input, not stored"
+    if node is None or not _is(node, "DequantizeLinear"):
+        return f"computed in the graph (by {nearest.op_type}), not stored"
+    root = source(node.inputs[0])
+    stored = "rounded on the way to it" if root is None else f"stored as {tensor(root).dtype.name}"
+    return (
+        f"{stored} (behind DequantizeLinear), and factors rounded once more would not compute the same: "
+        "compress the float model and quantize the result"
+    )
 
 
 def name_of(root: ir.Value) -> str:
@@ -73,8 +130,8 @@ def name_of(root: ir.Value) -> str:
 
 
 def uses(root: ir.Value) -> int:
-    """How many inputs read this constant, through however many Identities."""
+    """How many inputs read this constant, through however many nodes that only pass it on."""
     total = 0
     for node, _ in root.uses():
-        total += uses(node.outputs[0]) if node.op_type == "Identity" else 1
+        total += uses(node.outputs[0]) if _is(node, *PASSED) else 1
     return total + (1 if root.is_graph_output() else 0)

@@ -12,6 +12,8 @@ from batude_onnx.layers import constants
 from batude_onnx.layers.registry import Shapes, Whole, kind_of
 from batude_onnx.records import Cost, FloatArray, Site
 
+HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
 
 def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
     """Every node of a registered kind in the main graph, in graph order.
@@ -25,30 +27,32 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
         kind = kind_of(node)
         if kind is None:
             continue
-        out, into, halfway = kind.positions(node, shapes)
+        positions = kind.positions(node, shapes)
         data = "" if node.inputs[0] is None else str(node.inputs[0].name)
         shape, geometry = kind.outline(node, shapes)
         blank = Site(
-            str(node.outputs[0].name), node.name or "", node.op_type, "", None, shape, geometry, out, into, None, data=data,
-            halfway_positions=halfway,
+            str(node.outputs[0].name), node.name or "", node.op_type, "", None, shape, geometry,
+            positions.kernel, positions.input, None, data=data, halfway_positions=positions.halfway,
+            outgoing_positions=positions.output if geometry.transposed else None,
         )  # fmt: skip
         try:
             described = kind.describe(node)
         except Whole as reason:
             # A factor that is computed is no parameter of the model.
-            stored = constants.source(node.inputs[1]) is not None
+            given = node.inputs[kind.weight] if kind.weight < len(node.inputs) else None
+            stored = constants.source(given) is not None
             sites.append(replace(blank, shape=shape if stored else (), reason=str(reason)))
             continue
-        bias = None if described.bias is None else constants.name_of(described.bias)
+        bias = None if described.bias is None else constants.name_of(described.bias.root)
         sites.append(
             replace(
                 blank,
-                weight=constants.name_of(described.weight),
+                weight=constants.name_of(described.weight.root),
                 bias=bias,
                 shape=described.shape,
                 geometry=described.geometry,
                 reason=None if kind.chain else "not decomposed",
-                transposed=described.transposed,
+                layout=described.layout,
                 normalised=any(user.op_type == "BatchNormalization" for user, _ in node.outputs[0].uses()),
             )
         )
@@ -71,8 +75,8 @@ def read_weight(node: ir.Node) -> FloatArray:
     kind = kind_of(node)
     assert kind is not None
     described = kind.describe(node)
-    stored = constants.read(described.weight)
-    return stored.T if described.transposed else stored
+    weight: FloatArray = described.layout.canonical(constants.read(described.weight.root, described.weight.dtype))
+    return weight
 
 
 def read_bias(node: ir.Node) -> FloatArray | None:
@@ -80,7 +84,7 @@ def read_bias(node: ir.Node) -> FloatArray | None:
     kind = kind_of(node)
     assert kind is not None
     bias = kind.describe(node).bias
-    return None if bias is None else constants.read(bias)
+    return None if bias is None else constants.read(bias.root, bias.dtype)
 
 
 def copied_biases(nodes: Iterable[ir.Node]) -> int:
@@ -93,11 +97,15 @@ def copied_biases(nodes: Iterable[ir.Node]) -> int:
     return copied
 
 
-def stored_type(node: ir.Node) -> ir.DataType:
-    """The type in which a layer's weight is stored."""
-    root = constants.source(node.inputs[1])
-    assert root is not None
-    return constants.tensor(root).dtype
+def in_half(model: ir.Model) -> bool:
+    """Whether the weight of any layer is stored, or read, in half precision, so that all that comes of it is rounded to that."""
+    for node in model.graph:
+        kind = kind_of(node)
+        given = node.inputs[kind.weight] if kind is not None and kind.weight < len(node.inputs) else None
+        weight = constants.held(given)
+        if weight is not None and HALVES & {weight.dtype, constants.tensor(weight.root).dtype}:
+            return True
+    return False
 
 
 def count(model: ir.Model, shapes: Shapes) -> Cost:

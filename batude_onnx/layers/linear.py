@@ -10,8 +10,10 @@ from math import prod
 import onnx_ir as ir
 
 from batude_onnx.layers import constants
-from batude_onnx.layers.registry import Description, LayerKind, Link, Maker, Shapes, Whole, link_nodes, register
-from batude_onnx.records import FactorChain, Geometry, LayerSpec
+from batude_onnx.layers.constants import Held
+from batude_onnx.layers.registry import Description, LayerKind, Link, Maker, Positions, Shapes, Whole, link_nodes, register
+from batude_onnx.layers.weights import stored_bias, stored_weight
+from batude_onnx.records import FactorChain, Geometry, LayerSpec, Layout
 
 # From this opset on.
 GEMM_BIAS_OPTIONAL = 11
@@ -26,27 +28,20 @@ def _stored_as_is(node: ir.Node) -> bool:
     return _number(node, "transB", 0) != 0
 
 
-def _weight(node: ir.Node) -> tuple[ir.Value, tuple[int, ...]]:
-    weight = constants.source(node.inputs[1])
-    if weight is None:
-        if constants.source(node.inputs[0]) is not None:
-            raise Whole("its constant factor is the left one")
-        raise Whole(f"its right factor is {constants.made_by(node.inputs[1])}, not stored")
-    held = constants.tensor(weight)
-    if held.dtype not in constants.FLOATS:
-        raise Whole(f"its weight is stored as {held.dtype.name}, not as floating point")
-    if constants.uses(weight) > 1:
-        raise Whole(f"its weight {weight.name} is shared by {constants.uses(weight)} nodes")
-    shape = tuple(int(size) for size in held.shape.numpy())
+def _weight(node: ir.Node) -> tuple[Held, tuple[int, ...], Layout]:
+    if constants.source(node.inputs[1]) is None and constants.source(node.inputs[0]) is not None:
+        raise Whole("its constant factor is the left one")
+    weight, shape = stored_weight(node.inputs[1], "its right factor")
     if len(shape) != 2:
         raise Whole(f"its constant factor has {len(shape)} dimensions, not 2")
-    return weight, shape if _stored_as_is(node) else shape[::-1]
+    layout = Layout(weight.axes, swapped=not _stored_as_is(node))
+    return weight, shape[::-1] if layout.swapped else shape, layout
 
 
 def describe_matmul(node: ir.Node) -> Description:
     """x (..., C) @ B (C, S)."""
-    weight, shape = _weight(node)
-    return Description(weight, None, shape, Geometry.pointwise(0), transposed=True)
+    weight, shape, layout = _weight(node)
+    return Description(weight, None, shape, Geometry.pointwise(0), layout)
 
 
 def describe_gemm(node: ir.Node) -> Description:
@@ -57,14 +52,11 @@ def describe_gemm(node: ir.Node) -> Description:
         raise Whole("Gemm of an opset before 7")
     if _number(node, "alpha", 1.0) != 1.0 or _number(node, "beta", 1.0) != 1.0:
         raise Whole("Gemm with alpha or beta other than 1")
-    weight, shape = _weight(node)
-    given = node.inputs[2] if len(node.inputs) > 2 else None
-    bias = constants.source(given)
-    if given is not None and bias is None:
-        raise Whole(f"its bias is {constants.made_by(given)}, not stored")
-    if bias is not None and tuple(constants.tensor(bias).shape.numpy()) != shape[:1]:
+    weight, shape, layout = _weight(node)
+    bias = stored_bias(node)
+    if bias is not None and tuple(constants.tensor(bias.root).shape.numpy()) != shape[:1]:
         raise Whole("its bias is not one value for each output")
-    return Description(weight, bias, shape, Geometry.pointwise(0), transposed=not _stored_as_is(node))
+    return Description(weight, bias, shape, Geometry.pointwise(0), layout)
 
 
 def outline(node: ir.Node, shapes: Shapes) -> tuple[tuple[int, ...], Geometry]:
@@ -73,11 +65,11 @@ def outline(node: ir.Node, shapes: Shapes) -> tuple[tuple[int, ...], Geometry]:
     return shape[-2:] if _stored_as_is(node) else shape[-2:][::-1], Geometry.pointwise(0)
 
 
-def positions(node: ir.Node, shapes: Shapes) -> tuple[int, int, int]:
+def positions(node: ir.Node, shapes: Shapes) -> Positions:
     """Rows of the left factor, over all leading axes."""
     out = shapes.get(str(node.outputs[0].name))
     count = 0 if out is None else prod(out[:-1])
-    return count, count, count
+    return Positions(count, count, count, count)
 
 
 def macs(node: ir.Node, shapes: Shapes) -> int | None:

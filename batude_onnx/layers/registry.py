@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from batude_onnx.records import FactorChain, FloatArray, Geometry, LayerSpec
+from batude_onnx.layers.constants import ONNX_DOMAINS, Held, held, tensor
+from batude_onnx.records import FactorChain, FloatArray, Geometry, LayerSpec, Layout
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -18,29 +19,35 @@ class Whole(Exception):
     """Raised by `describe` for a node that is left alone; the text is the reason that the user reads."""
 
 
+class Positions(NamedTuple):
+    """Positions per run, 0 where shapes are unknown: where the kernel is applied, of the input, where a kernel that walks over
+    the first spatial axis alone is applied (or, of a transposed convolution, what it gives), and of the output."""
+
+    kernel: int
+    input: int
+    halfway: int
+    output: int
+
+
 @dataclass(frozen=True)
 class Description:
-    """What a node says of its layer: where its weight and bias live, the canonical shape, and the geometry.
+    """What a node says of its layer: where its weight and bias live, the canonical shape, the geometry, and the layout."""
 
-    `transposed`: the weight is stored as (C, S).
-    """
-
-    weight: ir.Value
-    bias: ir.Value | None
+    weight: Held
+    bias: Held | None
     shape: tuple[int, ...]
     geometry: Geometry
-    transposed: bool = False
+    layout: Layout
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """One op.
+    """One op of one domain; `weight` is the input that holds its weight.
 
     `describe(node)`: the layer, or raises `Whole`.
     `outline(node, shapes)`: the canonical shape, () where it is unknown, and the geometry, also of a node that is left alone.
     `macs(node, shapes)`: multiply-accumulates of one run, None where shapes are unknown.
-    `positions(node, shapes)`: how often the kernel is applied, on the output's and on the input's side, and how often one that
-    walks over the first spatial axis alone is.
+    `positions(node, shapes)`: how often the kernel and its parts are applied.
     `chain(node, chain, maker)`: the nodes that compute the chain; `maker` names values and adds initializers.
     """
 
@@ -48,15 +55,21 @@ class LayerKind:
     describe: Callable[[ir.Node], Description]
     outline: Callable[[ir.Node, Shapes], tuple[tuple[int, ...], Geometry]]
     macs: Callable[[ir.Node, Shapes], int | None]
-    positions: Callable[[ir.Node, Shapes], tuple[int, int, int]]
+    positions: Callable[[ir.Node, Shapes], Positions]
     chain: Callable[[ir.Node, FactorChain, Maker], list[ir.Node]] | None
+    domain: str = ""
+    weight: int = 1
 
 
 class Maker:
-    """Makes the initializers and values of new nodes, under names derived from the replaced node's output."""
+    """Makes the initializers and values of new nodes, under names derived from the replaced node's output.
 
-    def __init__(self, graph: ir.Graph, base: str, dtype: ir.DataType) -> None:
-        self._graph, self._base, self._dtype = graph, base, dtype
+    Values are stored in the type in which the file holds the node's weight and bias, and cast where the node reads another.
+    """
+
+    def __init__(self, graph: ir.Graph, base: str) -> None:
+        self._graph, self._base = graph, base
+        self.casts: list[ir.Node] = []
         self._taken: set[str | None] = set()
         # Names of inner graphs count too, since a value of theirs may not have the name of an outer one.
         for scope in (graph, *graph.subgraphs()):
@@ -78,15 +91,21 @@ class Maker:
         self._taken.add(name)
         return name
 
-    def initializer(self, suffix: str, values: FloatArray) -> ir.Value:
-        """A new constant in the stored type of the weight that it replaces."""
+    def constant(self, suffix: str, values: FloatArray, stored: ir.DataType, read: ir.DataType) -> ir.Value:
+        """A new initializer of the type `stored`, as a value of the type `read`; `casts` takes up the node that is needed."""
         name = self.name(suffix)
-        array = np.ascontiguousarray(values.astype(self._dtype.numpy()))
+        array = np.ascontiguousarray(values.astype(stored.numpy()))
         value = ir.Value(
-            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(self._dtype), const_value=ir.Tensor(array, name=name)
+            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(stored), const_value=ir.Tensor(array, name=name)
         )
         self._graph.register_initializer(value)
-        return value
+        if stored == read:
+            return value
+        node = ir.node("Cast", [value], {"to": int(read)}, name=self.name(f"{suffix}_cast"))
+        node.outputs[0].name = self.name(f"{suffix}_{read.name.lower()}")
+        node.outputs[0].type = ir.TensorType(read)
+        self.casts.append(node)
+        return node.outputs[0]
 
 
 @dataclass(frozen=True)
@@ -102,32 +121,47 @@ def link_nodes(node: ir.Node, chain: FactorChain, maker: Maker, link: Callable[[
     """The nodes that take the place of `node`, one for each layer of the chain, each fed by the one before it."""
     nodes: list[ir.Node] = []
     data = node.inputs[0]
+    weight, bias = weight_type(node), bias_type(node)
     for number, layer in enumerate(chain.layers, 1):
         form = link(layer)
-        inputs = [data, maker.initializer(f"factor{number}_weight", form.weight)]
+        inputs = [data, maker.constant(f"factor{number}_weight", form.weight, *weight)]
         if layer.bias is not None:
-            inputs.append(maker.initializer(f"factor{number}_bias", layer.bias))
+            inputs.append(maker.constant(f"factor{number}_bias", layer.bias, *bias))
         made = ir.node(
             form.op, inputs, form.attributes, domain=node.domain, name=maker.name(f"factor{number}_node"), version=node.version
         )
         made.outputs[0].name = maker.name(f"factor{number}")
         made.outputs[0].type = node.outputs[0].type
-        nodes.append(made)
+        nodes += [*maker.casts, made]
+        maker.casts.clear()
         data = made.outputs[0]
     return nodes
 
 
-_KINDS: dict[str, LayerKind] = {}
+def weight_type(node: ir.Node) -> tuple[ir.DataType, ir.DataType]:
+    """In which type a layer's weight is stored, and in which the node reads it."""
+    weight = held(node.inputs[1])
+    assert weight is not None
+    return tensor(weight.root).dtype, weight.dtype
+
+
+def bias_type(node: ir.Node) -> tuple[ir.DataType, ir.DataType]:
+    """The same of its bias; of a new one where it has none yet."""
+    bias = held(node.inputs[2]) if len(node.inputs) > 2 else None
+    return (weight_type(node)[1],) * 2 if bias is None else (tensor(bias.root).dtype, bias.dtype)
+
+
+_KINDS: dict[tuple[str, str], LayerKind] = {}
 
 
 def register(kind: LayerKind) -> LayerKind:
     """Add a kind; a second one of the same op is a programming error."""
-    if kind.op in _KINDS:
+    if (kind.domain, kind.op) in _KINDS:
         raise ValueError(f"layer kind {kind.op!r} is registered twice")
-    _KINDS[kind.op] = kind
+    _KINDS[kind.domain, kind.op] = kind
     return kind
 
 
 def kind_of(node: ir.Node) -> LayerKind | None:
     """The kind of a node, None for all other ops."""
-    return _KINDS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    return _KINDS.get(("" if node.domain in ONNX_DOMAINS else node.domain, node.op_type))

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx_ir.passes.common import InlinePass
 
 from batude_onnx.errors import ModelError
+from batude_onnx.loading import fidelity
 
 
 def load_model(path: Path) -> onnx_ir.Model:
@@ -42,6 +43,7 @@ def load_model(path: Path) -> onnx_ir.Model:
         raise ModelError(f"{path}: the ONNX checker rejects it: {_one_line(error)}; export it again") from error
     except (onnx_ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise ModelError(f"{path}: onnx-ir cannot read this model ({_one_line(error)}); simplify or re-export it") from error
+    fidelity.remember(model, proto)
     onnx_ir.external_data.set_base_dir(model.graph, folder)
     for function in model.functions.values():
         onnx_ir.external_data.set_base_dir(function.graph, folder)

@@ -14,9 +14,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import onnx_ir
 
 from batude_onnx.errors import OutputError
+from batude_onnx.loading import fidelity
 from batude_onnx.loading.model import external_files
 
 # Protobuf ends at 2 GB; some room is left for what is not weights.
@@ -85,7 +87,13 @@ def save_model(model: onnx_ir.Model, path: Path, prove: Callable[[Path], None] |
     external = data_path(path).name if sources or size > EXTERNAL_ABOVE_BYTES else None
 
     def write(target: Path) -> None:
-        onnx_ir.save(model, target, format="protobuf", external_data=external)
+        if external is None:
+            proto = onnx_ir.to_proto(model)
+        else:
+            onnx_ir.save(model, target, format="protobuf", external_data=external)
+            proto = onnx.load(target, format="protobuf", load_external_data=False)
+        fidelity.restore(proto, model)
+        target.write_bytes(proto.SerializeToString())
         if prove is not None:
             prove(target)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from batude_onnx.layers import Maker, constants, kind_of, nodes_by_key, stored_type
+from batude_onnx.layers import Maker, bias_type, constants, kind_of, nodes_by_key
 from batude_onnx.records import FactorChain, FloatArray
 
 # Before this IR version every initializer is a graph input too.
@@ -35,6 +35,7 @@ def rewrite(
     `metadata`: entries added to the model's metadata_props.
     """
     edited = model.clone()
+    edited.meta.update(model.meta)
     graph = edited.graph
     nodes = nodes_by_key(edited)
     roots = _roots(graph)
@@ -69,9 +70,11 @@ def _set_bias(graph: ir.Graph, node: ir.Node, values: FloatArray) -> None:
     if root is not None and constants.uses(root) == 1:
         constants.store(root, values)
         return
-    maker = Maker(graph, str(node.outputs[0].name), stored_type(node))
+    maker = Maker(graph, str(node.outputs[0].name))
+    fresh = maker.constant("bias", values, *bias_type(node))
+    graph.insert_before(node, maker.casts)
     node.resize_inputs(3)
-    node.replace_input_with(2, maker.initializer("bias", values))
+    node.replace_input_with(2, fresh)
     if held is not None:
         _drop_unused(graph, held)
 
@@ -86,7 +89,7 @@ def _replace(graph: ir.Graph, node: ir.Node, chain: FactorChain) -> None:
     if kind is None or kind.chain is None:
         raise ValueError(f"{node.op_type} has no chain")
     output = node.outputs[0]
-    made = kind.chain(node, chain, Maker(graph, str(output.name), stored_type(node)))
+    made = kind.chain(node, chain, Maker(graph, str(output.name)))
     last = made[-1]
     # The description of the layer goes with the node that now gives its output.
     last.doc_string = node.doc_string
@@ -100,7 +103,7 @@ def _replace(graph: ir.Graph, node: ir.Node, chain: FactorChain) -> None:
 
 
 def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove a constant that nothing reads any more, and the Identities that led to it."""
+    """Remove a constant that nothing reads any more, and the nodes that led to it."""
     if value.uses() or value.is_graph_output():
         return
     producer = value.producer()

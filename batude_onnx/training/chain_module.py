@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from batude_onnx.records import FactorChain, Geometry
+from batude_onnx.records import FactorChain, Geometry, Layout
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def _same_pads(x: Tensor, kernel: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
@@ -24,11 +25,39 @@ def _same_pads(x: Tensor, kernel: tuple[int, ...], geometry: Geometry) -> tuple[
     return (*begins, *ends)
 
 
+def _cut(kernel: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
+    """What SAME_UPPER and SAME_LOWER cut off of a transposed convolution, so that output size = stride * input size."""
+    begins, ends = [], []
+    for k, stride, dilation, more in zip(kernel, geometry.strides, geometry.dilations, geometry.output_padding, strict=True):
+        total = max(0, more + (k - 1) * dilation + 1 - stride)
+        small, large = total // 2, total - total // 2
+        begins.append(small if geometry.auto_pad == "SAME_UPPER" else large)
+        ends.append(large if geometry.auto_pad == "SAME_UPPER" else small)
+    return (*begins, *ends)
+
+
+def _run_transposed(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Computed whole, then cut, as torch cuts both sides alike. The bias comes last: it belongs to all positions."""
+    dimensions = weight.ndim - 2
+    stored = Layout(swapped=True, groups=geometry.groups).stored(weight)
+    pads = geometry.pads
+    if geometry.auto_pad == "VALID":
+        pads = (0,) * (2 * dimensions)
+    elif geometry.auto_pad != "NOTSET":
+        pads = _cut(tuple(weight.shape[2:]), geometry)
+    run = _TRANSPOSED[dimensions]
+    y = run(x, stored, None, geometry.strides, 0, geometry.output_padding, geometry.groups, geometry.dilations)
+    y = F.pad(y, [-pad for pair in zip(reversed(pads[:dimensions]), reversed(pads[dimensions:]), strict=True) for pad in pair])
+    return y if bias is None else y + bias.reshape(-1, *(1,) * dimensions)
+
+
 def run_layer(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """One layer of a chain on `x`: (N, C, ...) for a convolution, (..., C) for a linear layer."""
     dimensions = weight.ndim - 2
     if dimensions == 0:
         return F.linear(x, weight, bias)
+    if geometry.transposed:
+        return _run_transposed(x, weight, bias, geometry)
     pads = geometry.pads
     if geometry.auto_pad == "VALID":
         pads = (0,) * (2 * dimensions)

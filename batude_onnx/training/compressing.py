@@ -56,7 +56,7 @@ class _Learning(Hooks):
             if site.key in added:
                 parameter = self.net.weight(site.weight)
                 assert isinstance(parameter, nn.Parameter)
-                yield parameter, canonical(site, added[site.key])
+                yield parameter, site.layout.stored(added[site.key])
 
     def cost(self) -> int | None:
         return None if self.state.plan is None else self.state.plan.cost.of(self.metric)
@@ -125,8 +125,8 @@ def harvest(net: GraphNet, sites: Sequence[Site], plan: RankPlan, history: Histo
             chains[site.key] = chain
         elif isinstance(norm, RestoredBatchNorm):
             bias = None if site.bias is None else net.weight(site.bias).detach()
-            folded, moved = fold(net.weight(site.weight).detach(), bias, norm)
-            weights[site.weight] = _array(folded)
+            folded, moved = fold(canonical(site, net.weight(site.weight).detach()), bias, norm)
+            weights[site.weight] = _array(site.layout.stored(folded))
             if site.bias is None:
                 biases[site.key] = _array(moved)
             else:

@@ -98,7 +98,7 @@ def _damage(
 
     The passes of `inputs` stand in front of the layer.
     """
-    held = {site.weight: canonical(site, method(chain.method).reconstruct(chain))}
+    held = {site.weight: site.layout.stored(method(chain.method).reconstruct(chain))}
     bias = chain.layers[-1].bias
     if site.bias is not None and bias is not None:
         held[site.bias] = torch.from_numpy(bias)

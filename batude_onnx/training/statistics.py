@@ -41,8 +41,9 @@ def logits_of(scores: Tensor) -> Tensor:
 
 
 def canonical(site: Site, stored: Tensor) -> Tensor:
-    """A stored weight (or its gradient) as (S, C/g, *kernel), and back."""
-    return stored.T if site.transposed else stored
+    """A stored weight as (S, C/g, *kernel)."""
+    weight: Tensor = site.layout.canonical(stored)
+    return weight
 
 
 def channels_last_axis(x: Tensor, site: Site) -> Tensor:

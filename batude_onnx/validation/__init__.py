@@ -1,6 +1,8 @@
 """The written file proved in onnxruntime: the same outputs, how good, how fast."""
 
 from batude_onnx.validation.accuracy import agreement, classification, is_classifier
+from batude_onnx.validation.divergence import first_divergence
+from batude_onnx.validation.exposing import exposed
 from batude_onnx.validation.latency import compare_latency
 from batude_onnx.validation.measuring import measure_shapes
 from batude_onnx.validation.parity import compare, require
@@ -12,6 +14,8 @@ __all__ = [
     "classification",
     "compare",
     "compare_latency",
+    "exposed",
+    "first_divergence",
     "is_classifier",
     "measure_shapes",
     "open_graph",

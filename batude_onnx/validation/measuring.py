@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir
 
+from batude_onnx.validation.exposing import exposed
 from batude_onnx.validation.sessions import open_graph
 
 
@@ -18,15 +19,6 @@ def measure_shapes(
 
     Raises ModelError where onnxruntime cannot run the model.
     """
-    watched = model.clone()
-    values = {str(value.name): value for node in watched.graph for value in node.outputs}
-    shown = {value.name for value in watched.graph.outputs}
-    kind = watched.graph.inputs[0].type
-    for name in names:
-        if name in values and name not in shown:
-            if values[name].type is None:
-                values[name].type = kind
-            watched.graph.outputs.append(values[name])
-            shown.add(name)
-    outputs = open_graph(watched).run(feeds)
+    computed = {str(value.name) for node in model.graph for value in node.outputs}
+    outputs = open_graph(exposed(model, (name for name in names if name in computed))).run(feeds)
     return {name: array.shape for name, array in outputs.items()}

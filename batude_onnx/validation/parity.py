@@ -11,13 +11,14 @@ a few tens of layers add up to some 4e-5. So
 - rtol = 1e-3, for the few elements far above the rms.
 
 A wrong rewrite (a swapped axis, a lost bias) is off by the order of rms(a), ten thousand times as much. float16 outputs
-(eps = 1e-3) get atol = 1e-2 rms(a), not below 1e-3, and rtol = 1e-2. The inputs must be realistic: on noise a detector may
+(eps = 1e-3) get atol = 1e-2 rms(a), not below 1e-3, and rtol = 1e-2, and so do those of a model whose weights are rounded to it,
+whatever their own type. The inputs must be realistic: on noise a detector may
 show nothing but its floor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,9 @@ SINGLE = (1e-4, 1e-5, 1e-3)
 HALF = (1e-2, 1e-3, 1e-2)
 
 
-def tolerances(reference: Array) -> tuple[float, float]:
-    """The default (atol, rtol) for an output like `reference`."""
-    fraction, floor, relative = HALF if reference.dtype.itemsize < 4 else SINGLE
+def tolerances(reference: Array, half: bool = False) -> tuple[float, float]:
+    """The default (atol, rtol) for an output like `reference`; `half`: of a model whose weights are in half precision."""
+    fraction, floor, relative = HALF if half or reference.dtype.itemsize < 4 else SINGLE
     values = reference.astype(np.float64)
     finite = values[np.isfinite(values)]
     rms = float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
@@ -43,37 +44,44 @@ def tolerances(reference: Array) -> tuple[float, float]:
 
 
 def compare(
-    a: Mapping[str, Array], b: Mapping[str, Array], atol: float | None = None, rtol: float | None = None
+    a: Mapping[str, Array], b: Mapping[str, Array], atol: float | None = None, rtol: float | None = None, *, half: bool = False
 ) -> tuple[OutputDifference, ...]:
     """How far `b` lies from the reference `a`, output by output (those of `a` first, then what only `b` has).
 
-    Floats must keep to `atol` and `rtol` (None: the defaults above), everything else must be equal. A NaN or Inf is within
-    only where the other has the same at the same place. An output that only one side has, or with another shape or another
-    kind of type, is never within and infinitely far.
+    Floats must keep to `atol` and `rtol` (None: the defaults above, for `half` precision or not), everything else must be
+    equal. A NaN or Inf is within only where the other has the same at the same place. An output that only one side has, or
+    with another shape or another kind of type, is never within and infinitely far.
     """
     names = [*a, *(name for name in b if name not in a)]
-    return tuple(_difference(name, a.get(name), b.get(name), atol, rtol) for name in names)
+    return tuple(_difference(name, a.get(name), b.get(name), atol, rtol, half) for name in names)
 
 
-def require(differences: Sequence[OutputDifference], what: str) -> None:
-    """Raises ParityError, which names the output furthest off, unless every difference is within; `what` says of what."""
+def require(differences: Sequence[OutputDifference], what: str, where: Callable[[], str] = str) -> None:
+    """Raises ParityError, which names the output furthest off, unless every difference is within.
+
+    `what` says of what; `where`, asked only then, where the difference comes from.
+    """
     if not differences:
         raise ParityError(f"{what}: no output was compared; feed at least one sample")
     wrong = [difference for difference in differences if not difference.within]
     if not wrong:
         return
     worst = max(wrong, key=lambda difference: difference.max_absolute)
+    place = where()
     raise ParityError(
         f"{what}: output {worst.output!r} is off by {worst.max_absolute:.3g} (relative {worst.max_relative:.3g}, cosine "
-        f"{worst.cosine:.6f}), {len(wrong)} of {len(differences)} outputs are outside of the tolerance; nothing was written"
+        f"{worst.cosine:.6f}), {len(wrong)} of {len(differences)} outputs are outside of the tolerance; "
+        f"{place}{'; ' if place else ''}nothing was written"
     )
 
 
-def _difference(name: str, a: Array | None, b: Array | None, atol: float | None, rtol: float | None) -> OutputDifference:
+def _difference(
+    name: str, a: Array | None, b: Array | None, atol: float | None, rtol: float | None, half: bool
+) -> OutputDifference:
     if a is None or b is None or a.shape != b.shape or _kind(a) != _kind(b):
         return OutputDifference(name, float("inf"), float("inf"), 0.0, within=False)
     if _kind(a) == "float":
-        default_atol, default_rtol = tolerances(a)
+        default_atol, default_rtol = tolerances(a, half)
         absolute = default_atol if atol is None else atol
         return _floats(name, a, b, absolute, default_rtol if rtol is None else rtol)
     if _kind(a) == "integer":
