@@ -40,8 +40,11 @@ def held(value: ir.Value | None) -> Held | None:
     axes, dtype = tuple(range(len(stored.shape))), stored.dtype
     for node in nodes:
         if node.op_type == "Transpose":
-            order = node.attributes.get("perm")
-            axes = axes[::-1] if order is None else tuple(axes[axis] for axis in order.as_ints())
+            given = node.attributes.get("perm")
+            order = range(len(axes))[::-1] if given is None else given.as_ints()
+            if sorted(order) != list(range(len(axes))):
+                return None  # no order of its axes
+            axes = tuple(axes[axis] for axis in order)
         elif node.op_type == "Cast":
             dtype = ir.DataType(node.attributes["to"].as_int())
     return Held(root, None if axes == tuple(range(len(axes))) else axes, dtype)

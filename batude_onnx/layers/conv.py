@@ -51,10 +51,16 @@ def outline(node: ir.Node, shapes: Shapes) -> tuple[tuple[int, ...], Geometry]:
 
 def positions(node: ir.Node, shapes: Shapes) -> Positions:
     """The kernel is applied at each position of the output."""
-    out, into = shapes.get(str(node.outputs[0].name)), shapes.get(str(node.inputs[0].name)) if node.inputs[0] else None
-    halfway = 0 if out is None or into is None else out[0] * prod(out[2:3]) * prod(into[3:])
-    after, before = (0 if shape is None else shape[0] * prod(shape[2:]) for shape in (out, into))
+    out, into = _sizes(node.outputs[0], shapes), _sizes(node.inputs[0], shapes)
+    halfway = out[0] * prod(out[2:3]) * prod(into[3:]) if out and into else 0
+    after, before = (shape[0] * prod(shape[2:]) if shape else 0 for shape in (out, into))
     return Positions(after, before, halfway, after)
+
+
+def _sizes(value: ir.Value | None, shapes: Shapes) -> tuple[int, ...]:
+    """(N, C, ...) of a value, () where it is unknown (or is none of these)."""
+    shape = () if value is None else shapes.get(str(value.name), ())
+    return shape if len(shape) > 1 else ()
 
 
 def macs(node: ir.Node, shapes: Shapes) -> int | None:

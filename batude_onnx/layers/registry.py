@@ -163,5 +163,7 @@ def register(kind: LayerKind) -> LayerKind:
 
 
 def kind_of(node: ir.Node) -> LayerKind | None:
-    """The kind of a node, None for all other ops."""
+    """The kind of a node, None for all other ops, and for one that has no input or no output at all."""
+    if not node.inputs or not node.outputs:
+        return None
     return _KINDS.get(("" if node.domain in ONNX_DOMAINS else node.domain, node.op_type))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
+import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import shape_inference
+from onnx import numpy_helper, shape_inference
+from onnx.external_data_helper import uses_external_data
 
 from batude_onnx.layers.registry import Shapes
+
+# No axis is longer, and what describes a shape has no more elements.
+LARGEST, SHORT = 2**23, 1024
+INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
 def infer_shapes(model: ir.Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
@@ -36,10 +43,31 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, tuple[int, ...]] | None =
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
     shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
-    inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
+    _clamp(proto.graph)
+    try:
+        inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
+    except shape_inference.InferenceError:
+        # A file may say of its inner values what is not so, and run all the same: a run then has to show the shapes.
+        inferred = proto.graph
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         _note(value, shapes)
     return shapes
+
+
+def _clamp(graph: onnx.GraphProto) -> None:
+    """Bring whole numbers of more than `LARGEST` down to it.
+
+    As the end of a slice they mean the same; as a size they can only be damage, and inference would go through a vector of
+    that length element by element.
+    """
+    tensors = list(graph.initializer)
+    tensors += [attribute.t for node in graph.node if node.op_type == "Constant" for attribute in node.attribute]
+    for tensor in tensors:
+        if tensor.data_type not in INTEGERS or prod(tensor.dims) > SHORT or uses_external_data(tensor):
+            continue
+        numbers = numpy_helper.to_array(tensor)
+        if np.abs(numbers.astype(np.float64)).max(initial=0) > LARGEST:
+            tensor.CopyFrom(numpy_helper.from_array(numbers.clip(-LARGEST, LARGEST).astype(numbers.dtype), tensor.name))
 
 
 def _note(value: onnx.ValueInfoProto, shapes: Shapes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from batude_onnx.errors import ModelError
 
 # Inputs of integers are mostly indices or flags: small values are valid for nearly all of them.
 SMALL_INTEGERS = 4
+# Elements of one input: 8 GB of floats.
+MOST = 2**31
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ def input_specs(model: onnx_ir.Model) -> tuple[InputSpec, ...]:
 
 
 def _spec(value: onnx_ir.Value) -> InputSpec:
-    if not isinstance(value.type, onnx_ir.TensorType) or value.dtype is None:
+    if not isinstance(value.type, onnx_ir.TensorType) or value.dtype in (None, onnx_ir.DataType.UNDEFINED):
         raise ModelError(f"input {value.name!r} is not a tensor ({value.type}); only tensor inputs can be fed")
+    assert value.dtype is not None
     if value.shape is None:
         raise ModelError(f"input {value.name!r} declares no shape; export the model with shapes")
     return InputSpec(str(value.name), np.dtype(value.dtype.numpy()), tuple(_size(size) for size in value.shape))
@@ -99,6 +103,8 @@ def _shape(spec: InputSpec, batch: int, given: tuple[int, ...] | None) -> tuple[
 
 
 def _values(spec: InputSpec, shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[Any]:
+    if prod(shape) > MOST:
+        raise ModelError(f"input {spec} has {prod(shape):,} elements, more than can be run; correct its shape")
     if spec.dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(bool)
     if spec.dtype.kind in "iu":

@@ -18,6 +18,7 @@ from onnx_ir.passes.common import InlinePass
 
 from batude_onnx.errors import ModelError
 from batude_onnx.loading import fidelity
+from batude_onnx.loading.soundness import require_complete, require_sources, require_text
 
 
 def load_model(path: Path) -> onnx_ir.Model:
@@ -28,7 +29,9 @@ def load_model(path: Path) -> onnx_ir.Model:
     onnx-ir would drop without a word (quantization annotations and sparse initializers).
     """
     proto = _parse(path)
-    _require_complete(proto, path)
+    require_complete(proto, path)
+    require_text(proto, path)
+    require_sources(proto, path)
     _refuse_what_would_be_lost(proto, path)
     folder = path.resolve().parent
     for tensor in _external_tensors(proto):
@@ -81,21 +84,6 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: not an ONNX model, or cut short ({size} bytes); export or download it again") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-
-
-def _require_complete(proto: onnx.ModelProto, path: Path) -> None:
-    """A message that parsed may still be no model: refuse what is missing an essential part."""
-    parts = {
-        "IR version": proto.ir_version > 0,
-        "opset": len(proto.opset_import) > 0,
-        "graph": proto.HasField("graph"),
-        "nodes": len(proto.graph.node) > 0,
-        "outputs": len(proto.graph.output) > 0,
-    }
-    missing = [name for name, present in parts.items() if not present]
-    if missing:
-        lacks = ", no ".join(missing)
-        raise ModelError(f"{path}: not an ONNX model, or cut short: it has no {lacks}; export or download it again")
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
