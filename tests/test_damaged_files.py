@@ -191,12 +191,18 @@ def test_ends_of_slices_may_be_as_large_as_they_are(place: Path) -> None:
     assert (large.exit_code, large.stdout) == (0, plain.stdout)
 
 
-def test_an_order_of_axes_that_is_none_is_no_stored_weight(place: Path) -> None:
-    def spoil(model: onnx.ModelProto) -> None:
+def test_what_makes_no_sense_on_the_way_to_a_weight_is_no_traceback(place: Path) -> None:
+    """An order of axes that is none, and a type that is none: the ONNX checker lets both pass."""
+
+    def order(model: onnx.ModelProto) -> None:
         model.graph.node[0].attribute[0].CopyFrom(helper.make_attribute("perm", [3, 0, 1, 9]))
 
-    result = run(changed(channels_last, spoil), *INSPECT)
-    assert result.exit_code in (0, errors.ModelError.exit_code)
+    def kind(model: onnx.ModelProto) -> None:
+        model.graph.node[1].attribute[0].i = 127
+
+    for content in (changed(channels_last, order), changed(cast, kind)):
+        assert run(content, *INSPECT).exit_code in (0, errors.ModelError.exit_code)
+        assert run(content, *COMPRESS).exit_code == errors.ModelError.exit_code
 
 
 def test_shapes_inside_of_a_branch_that_contradict_it_are_left_to_a_run(place: Path) -> None:

@@ -12,6 +12,7 @@ from batude_onnx.records import FloatArray
 FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
 # What a weight may pass on the way to its layer: another type, or another order of its axes.
 PASSED = ("Identity", "Cast", "Transpose")
+TYPES = {int(dtype) for dtype in ir.DataType}
 ONNX_DOMAINS = ("", "ai.onnx")
 
 
@@ -46,7 +47,9 @@ def held(value: ir.Value | None) -> Held | None:
                 return None  # no order of its axes
             axes = tuple(axes[axis] for axis in order)
         elif node.op_type == "Cast":
-            dtype = ir.DataType(node.attributes["to"].as_int())
+            if (to := node.attributes["to"].as_int()) not in TYPES:
+                return None
+            dtype = ir.DataType(to)
     return Held(root, None if axes == tuple(range(len(axes))) else axes, dtype)
 
 
