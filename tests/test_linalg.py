@@ -97,3 +97,18 @@ def test_a_metric_measures_the_error_of_outputs() -> None:
     told = float(metric.whiten(error.reshape(1, 4, 5, 1)).square().sum())
     seen = rows @ error.mT
     assert told == pytest.approx(float(torch.einsum("ns,st,nt->", seen, output_moment[0], seen)), rel=1e-5)
+
+
+def test_balanced_factors_have_one_norm_and_the_same_product() -> None:
+    a, b = torch.full((3, 2), 8.0), torch.full((2, 4), 0.125)
+    first, second = linalg.balanced(a, b)
+    assert float(first.norm()) == pytest.approx(float(second.norm()))
+    torch.testing.assert_close(first @ second, a @ b)
+
+
+@pytest.mark.parametrize("other", [1.0, float("nan")])
+def test_factors_of_which_one_is_zero_stay_as_they_are(other: float) -> None:
+    zero, rest = torch.zeros(2, 2), torch.full((2, 2), other)
+    found = linalg.balanced(zero, rest)
+    assert found[0] is zero
+    assert found[1] is rest

@@ -182,5 +182,7 @@ def colour(tensor: Tensor, metric: Metric | None) -> Tensor:
 def balanced(*factors: Tensor) -> tuple[Tensor, ...]:
     """The factors of a product with their Frobenius norms made equal; as they are where one of them is zero."""
     norms = [float(factor.norm()) for factor in factors]
+    if not all(norms):
+        return factors
     common = prod(norms) ** (1 / len(norms))
-    return tuple(factor * (common / norm) if common else factor for factor, norm in zip(factors, norms, strict=True))
+    return tuple(factor * (common / norm) for factor, norm in zip(factors, norms, strict=True))
