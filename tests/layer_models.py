@@ -11,6 +11,8 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from batude_onnx.layers import find_sites, infer_shapes
+from batude_onnx.records import Site
 from tests.loading_models import FLOAT, model_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -208,3 +210,15 @@ TRANSPOSED: dict[str, Layer] = {
 def read(proto: onnx.ModelProto) -> ir.Model:
     """As the package holds it."""
     return ir.from_proto(proto)
+
+
+def sites_of(proto: onnx.ModelProto) -> dict[str, Site]:
+    """The layers of a model by key, no method assigned."""
+    model = read(proto)
+    return {site.key: site for site in find_sites(model, infer_shapes(model))}
+
+
+def only(proto: onnx.ModelProto) -> Site:
+    """The one layer of a model."""
+    (site,) = sites_of(proto).values()
+    return site

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -21,6 +20,17 @@ from batude_onnx import __version__, errors
 from batude_onnx.cli import main
 from batude_onnx.layers import count, infer_shapes
 from batude_onnx.loading import load_model
+from tests.cli_places import (
+    data_with,
+    folder_there,
+    model_bytes,
+    nan,
+    no_layers,
+    nothing,
+    only_depthwise,
+    unsupported,
+    without_gradient,
+)
 from tests.layer_models import one_node, values
 
 COMMAND = Path(sys.executable).with_name("batude-onnx")
@@ -42,69 +52,6 @@ def place(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     with np.load(Path(__file__).parent / "data" / "cifar10_slice.npz") as data:
         np.savez(tmp_path / "data.npz", **{key: data[key] for key in data.files})
     return tmp_path
-
-
-def data_with(**changes: np.ndarray[Any, Any]) -> Callable[[Path], None]:
-    """data.npz with some arrays exchanged."""
-
-    def write(place: Path) -> None:
-        with np.load(place / "data.npz") as data:
-            arrays = {key: data[key] for key in data.files} | changes
-        np.savez(place / "data.npz", **arrays)
-
-    return write
-
-
-def model_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    def write(place: Path) -> None:
-        (place / "model.onnx").write_bytes(change((place / "model.onnx").read_bytes()))
-
-    return write
-
-
-def no_layers(place: Path) -> None:
-    onnx.save(one_node(helper.make_node("Relu", ["x"], ["y"]), (2, 3), (2, 3), {}), place / "model.onnx")
-
-
-def only_depthwise(place: Path) -> None:
-    node = helper.make_node("Conv", ["x", "w"], ["y"], group=8)
-    onnx.save(one_node(node, (2, 8, 9, 8), (2, 8, 7, 6), {"w": values(8, 1, 3, 3)}), place / "model.onnx")
-
-
-def unsupported(place: Path) -> None:
-    """Ops that onnxruntime runs and the importer does not know."""
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
-        helper.make_node("SequenceConstruct", ["c"], ["s"], name="first"),
-        helper.make_node("ConcatFromSequence", ["s"], ["a"], name="second", axis=0),
-        helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("Add", ["a", "r"], ["y"]),
-    ]
-    onnx.save(one_node(nodes, (2, 3, 4, 4), (2, 12, 2, 2), {"w": values(12, 3, 3, 3)}), place / "model.onnx")
-
-
-def without_gradient(place: Path) -> None:
-    """The class itself is the output, as in many models for segmentation."""
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"]),
-        helper.make_node("ArgMax", ["c"], ["a"], axis=1, keepdims=0),
-        helper.make_node("Cast", ["a"], ["y"], to=onnx.TensorProto.FLOAT),
-    ]
-    onnx.save(one_node(nodes, (2, 3, 4, 4), (2, 2, 2), {"w": values(12, 3, 3, 3)}), place / "model.onnx")
-
-
-def nothing(place: Path) -> None:
-    pass
-
-
-def folder_there(place: Path) -> None:
-    (place / "folder").mkdir()
-
-
-def nan() -> np.ndarray[Any, Any]:
-    x = np.zeros((4, 3, 32, 32), np.float32)
-    x[2, 1, 5, 6] = np.nan
-    return x
 
 
 COMPRESS = ("compress", "model.onnx", "--budget", "2x", "-o", "out.onnx")

@@ -13,20 +13,10 @@ from batude_onnx.errors import ModelError
 from batude_onnx.layers import count, find_sites, infer_shapes, nodes_by_key, read_bias, read_weight
 from batude_onnx.layers.registry import LayerKind, register
 from batude_onnx.proving import survey
-from batude_onnx.records import Cost, Geometry, Site
+from batude_onnx.records import Cost, Geometry
 from batude_onnx.validation import open_session
-from tests.layer_models import LAYERS, PLACES, attention, conv_with_weight_in, one_node, read, shortcut, values
+from tests.layer_models import LAYERS, PLACES, attention, conv_with_weight_in, one_node, only, read, shortcut, sites_of, values
 from tests.loading_models import FLOAT, model_of
-
-
-def sites_of(proto: onnx.ModelProto) -> dict[str, Site]:
-    model = read(proto)
-    return {site.key: site for site in find_sites(model, infer_shapes(model))}
-
-
-def only(proto: onnx.ModelProto) -> Site:
-    (site,) = sites_of(proto).values()
-    return site
 
 
 @pytest.mark.parametrize("name", LAYERS)

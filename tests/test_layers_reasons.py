@@ -14,20 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from batude_onnx.layers import count, find_sites, infer_shapes
 from batude_onnx.pipeline import compress
 from batude_onnx.proving import survey
-from batude_onnx.records import Cost, Site
-from tests.layer_models import LAYERS, Array, Layer, attention, one_node, read, values
+from batude_onnx.records import Cost
+from tests.layer_models import LAYERS, Array, Layer, attention, one_node, only, read, sites_of, values
 from tests.loading_models import FLOAT, model_of
 from tests.pipelines import settings_for
-
-
-def sites_of(proto: onnx.ModelProto) -> dict[str, Site]:
-    model = read(proto)
-    return {site.key: site for site in find_sites(model, infer_shapes(model))}
-
-
-def only(proto: onnx.ModelProto) -> Site:
-    (site,) = sites_of(proto).values()
-    return site
 
 
 def depthwise() -> onnx.ModelProto:
