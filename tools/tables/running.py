@@ -41,6 +41,11 @@ def _cpu() -> str:
     return f"{capabilities.get('cpu_name', platform.processor())} ({', '.join(wide)})"
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
 def _scores(quality: Mapping[str, float]) -> dict[str, float]:
     return {name: quality[name] for name in ("top1", "cross_entropy", "top1_agreement", "psnr") if name in quality}
 
@@ -99,7 +104,7 @@ def run(row: Row, models: Path, data: Path, results: Path, device: str, watch: W
         "training_samples": verdict.facts["training_samples"],
         "hardware": hardware(device),
         "threads": verdict.facts["threads"],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
         "history": verdict.history,
     }
     results.mkdir(exist_ok=True)

@@ -9,12 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from batude_onnx.errors import BatudeError, NothingToCompressError, UnsupportedError
 from batude_onnx.importer import import_graph
 from batude_onnx.loading import load_model
 from batude_onnx.pipeline import compress
 from batude_onnx.proving import Survey, survey
 from batude_onnx.settings import Settings
+from tools.tables.running import hardware, versions
 from tools.zoo.models import Model
 
 # The compressible layers' MACs are divided by this.
@@ -32,21 +35,22 @@ def run(model: Model, path: Path, output: Path) -> dict[str, Any]:
         record |= {"nodes": sum(ops.values()), "ops": dict(sorted(ops.items())), "opset": loaded.graph.opset_imports.get("", 0)}
         record |= {"layers": len(seen.sites), "compressible": len(seen.compressible), "cost": asdict(seen.cost)}
         record["left_alone"] = dict(Counter(str(site.reason) for site in seen.sites if site.reason))
-        record["imported"] = _imported(path)
+        record["imported"] = _imported(loaded)
         record |= _compressed(model, path, output, seen)
     except NothingToCompressError as error:
         record["refused"] = str(error)
     except BatudeError as error:
         record["failed"] = str(error)
+    record |= {"hardware": hardware("cpu"), "versions": versions()}
     record["seconds"] = round(time.monotonic() - began, 1)
     record["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return record
 
 
-def _imported(path: Path) -> str:
+def _imported(model: ir.Model) -> str:
     """What cannot be imported of a model, in a few words."""
     try:
-        net = import_graph(load_model(path), cut=True)
+        net = import_graph(model, cut=True)
     except UnsupportedError as error:
         return str(error).splitlines()[0]
     return net.refused.splitlines()[0] if net.refused else "whole"
