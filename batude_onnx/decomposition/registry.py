@@ -6,15 +6,17 @@ form (S, C/groups, *kernel); ranks are per group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from batude_onnx.decomposition import linalg
 from batude_onnx.decomposition.linalg import Metric
-from batude_onnx.records import Cost, FactorChain, Geometry, Site
+from batude_onnx.records import Cost, FactorChain, Geometry, LayerSpec, Site
 
 Ranks = tuple[int, ...]
+Outline = tuple[tuple[tuple[int, ...], Geometry], ...]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Method:
     `modes`: for each rank, the axis of the weight whose unfolding it bounds (0 output, 1 input); () where a rank belongs to no
     single axis. Such a method is an alternative to one that has modes: Eq. 15 knows no ranks for it.
     `max_ranks(shape, groups)`: the largest useful ranks.
+    `outline(shape, geometry, ranks)`: shape and geometry of each layer of the chain; ranks may be arrays, and sizes then are.
     `cost(site, ranks)`: parameters and MACs of the chain, biases left out.
     `losses(weight, groups, metric)`: the squared norm, in the metric, that is lost at each combination of ranks, as a table
     [r1 - 1, r2 - 1, ...] of at least the largest useful ranks.
@@ -39,6 +42,7 @@ class Method:
     modes: tuple[int, ...]
     applies: Callable[[tuple[int, ...], int], str | None]
     max_ranks: Callable[[tuple[int, ...], int], Ranks]
+    outline: Callable[[tuple[int, ...], Geometry, Ranks], Outline]
     cost: Callable[[Site, Ranks], Cost]
     losses: Callable[[Tensor, int, Metric | None], Tensor]
     project: Callable[[Tensor, int, Ranks, Metric | None], Tensor]
@@ -85,6 +89,19 @@ def alternatives(site: Site) -> tuple[Site, ...]:
     ways = sorted(_METHODS.values(), key=lambda way: not way.modes)
     fitting = [way for way in ways if way.applies(site.shape, site.geometry.groups) is None]
     return tuple(replace(site, method=way.name) for way in fitting if way.cost(site, ones(way, site)).params < site.params)
+
+
+def assembled(
+    name: str, factors: Sequence[Tensor], weight: Tensor, bias: Tensor | None, outline: Outline, ranks: Ranks
+) -> FactorChain:
+    """The chain of `factors`, their Frobenius norms made equal, in the shapes of `outline` and the type of `weight`."""
+    balanced = linalg.balanced(*factors)
+    layers = [
+        LayerSpec(factor.reshape(shape).to(weight.dtype).numpy(), None, geometry)
+        for factor, (shape, geometry) in zip(balanced, outline, strict=True)
+    ]
+    layers[-1] = replace(layers[-1], bias=None if bias is None else bias.numpy())
+    return FactorChain(name, tuple(layers), ranks)
 
 
 def dense_cost(site: Site) -> Cost:

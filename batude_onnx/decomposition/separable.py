@@ -18,8 +18,8 @@ from torch import Tensor
 
 from batude_onnx.decomposition import linalg
 from batude_onnx.decomposition.linalg import Metric
-from batude_onnx.decomposition.registry import Method, Ranks, register
-from batude_onnx.records import Cost, FactorChain, Geometry, LayerSpec, Site
+from batude_onnx.decomposition.registry import Method, Outline, Ranks, assembled, register
+from batude_onnx.records import Cost, FactorChain, Geometry, Site
 
 NAME = "separable"
 # Of the alternating least squares, and of the conjugate gradients within each.
@@ -38,6 +38,13 @@ def applies(shape: tuple[int, ...], groups: int) -> str | None:
 def max_ranks(shape: tuple[int, ...], groups: int) -> Ranks:
     """(R,) beyond which the chain is exact."""
     return (min(shape[1] * shape[2], shape[0] // groups * prod(shape[3:])),)
+
+
+def outline(shape: tuple[int, ...], geometry: Geometry, ranks: Ranks) -> Outline:
+    """C -> R along the first spatial axis, R -> S along the others."""
+    first = (geometry.groups * ranks[0], *shape[1:3], *(1,) * len(shape[3:]))
+    last = (shape[0], ranks[0], 1, *shape[3:])
+    return (first, _along(geometry, range(1))), (last, _along(geometry, range(1, len(shape) - 2)))
 
 
 def cost(site: Site, ranks: Ranks) -> Cost:
@@ -144,16 +151,8 @@ def _first_factor(b1: Tensor, b2: Tensor, target: Tensor, gram: Tensor, right: T
 
 def _chain(b1: Tensor, b2: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> FactorChain:
     """The two layers; `weight` tells their shapes and type."""
-    rank = b2.shape[1]
-    b1, b2 = linalg.balanced(b1, b2)
-    kernel = tuple(weight.shape[2:])
-    others = (1,) * (len(kernel) - 1)
-    parts = (
-        (b2.reshape(-1, weight.shape[1], kernel[0], *others), None, _along(geometry, range(1))),
-        (b1.reshape(-1, rank, 1, *kernel[1:]), bias, _along(geometry, range(1, len(kernel)))),
-    )
-    layers = (LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts)
-    return FactorChain(NAME, tuple(layers), (rank,))
+    ranks = (b2.shape[1],)
+    return assembled(NAME, (b2, b1), weight, bias, outline(tuple(weight.shape), geometry, ranks), ranks)
 
 
 def _along(geometry: Geometry, axes: range) -> Geometry:
@@ -180,4 +179,4 @@ def reconstruct(chain: FactorChain) -> Tensor:
     return dense.reshape(last.shape[0], *first.shape[1:3], *last.shape[3:])
 
 
-METHOD = register(Method(NAME, (), applies, max_ranks, cost, losses, project, factor, regress, reconstruct))
+METHOD = register(Method(NAME, (), applies, max_ranks, outline, cost, losses, project, factor, regress, reconstruct))

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from batude_onnx.decomposition import linalg
 from batude_onnx.decomposition.linalg import Metric
-from batude_onnx.decomposition.registry import Method, Ranks, register
-from batude_onnx.records import Cost, FactorChain, Geometry, LayerSpec, Site
+from batude_onnx.decomposition.registry import Method, Outline, Ranks, assembled, register
+from batude_onnx.records import Cost, FactorChain, Geometry, Site
 
 NAME = "svd"
 MODES = (0,)
@@ -33,6 +33,13 @@ def applies(shape: tuple[int, ...], groups: int) -> str | None:
 def max_ranks(shape: tuple[int, ...], groups: int) -> Ranks:
     """(R,) beyond which the chain is exact."""
     return (min(shape[0] // groups, shape[1]),)
+
+
+def outline(shape: tuple[int, ...], geometry: Geometry, ranks: Ranks) -> Outline:
+    """C -> R, R -> S."""
+    groups, one = geometry.groups, (1,) * len(shape[2:])
+    first, last = (groups * ranks[0], shape[1], *one), (shape[0], ranks[0], *one)
+    return (first, geometry), (last, Geometry.pointwise(len(one), groups))
 
 
 def cost(site: Site, ranks: Ranks) -> Cost:
@@ -78,15 +85,8 @@ def regress(
 
 def _chain(b1: Tensor, b2: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> FactorChain:
     """The two layers; `weight` tells their shapes and type."""
-    groups, dimensions, rank = geometry.groups, weight.ndim - 2, b2.shape[1]
-    b1, b2 = linalg.balanced(b1, b2)
-    one = (1,) * dimensions
-    parts = (
-        (b2.reshape(groups * rank, weight.shape[1], *one), None, geometry),
-        (b1.reshape(weight.shape[0], rank, *one), bias, Geometry.pointwise(dimensions, groups)),
-    )
-    layers = (LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts)
-    return FactorChain(NAME, tuple(layers), (rank,))
+    ranks = (b2.shape[1],)
+    return assembled(NAME, (b2, b1), weight, bias, outline(tuple(weight.shape), geometry, ranks), ranks)
 
 
 def reconstruct(chain: FactorChain) -> Tensor:
@@ -97,4 +97,4 @@ def reconstruct(chain: FactorChain) -> Tensor:
     return dense.reshape(last.shape[0], *first.shape[1:])
 
 
-METHOD = register(Method(NAME, MODES, applies, max_ranks, cost, losses, project, factor, regress, reconstruct))
+METHOD = register(Method(NAME, MODES, applies, max_ranks, outline, cost, losses, project, factor, regress, reconstruct))

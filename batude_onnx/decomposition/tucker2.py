@@ -16,8 +16,8 @@ from torch import Tensor
 
 from batude_onnx.decomposition import linalg
 from batude_onnx.decomposition.linalg import Metric
-from batude_onnx.decomposition.registry import Method, Ranks, register
-from batude_onnx.records import Cost, FactorChain, Geometry, LayerSpec, Site
+from batude_onnx.decomposition.registry import Method, Outline, Ranks, assembled, register
+from batude_onnx.records import Cost, FactorChain, Geometry, Site
 
 NAME = "tucker2"
 MODES = (0, 1)
@@ -38,6 +38,14 @@ def max_ranks(shape: tuple[int, ...], groups: int) -> Ranks:
     """(R1, R2) beyond which the chain is exact: the two unfoldings' own bounds."""
     out, into, k = shape[0] // groups, shape[1], prod(shape[2:])
     return min(out, into * k), min(into, out * k)
+
+
+def outline(shape: tuple[int, ...], geometry: Geometry, ranks: Ranks) -> Outline:
+    """C -> R2, R2 -> R1 with the kernel, R1 -> S."""
+    (r1, r2), groups, one = ranks, geometry.groups, (1,) * len(shape[2:])
+    pointwise = Geometry.pointwise(len(one), groups)
+    first, core, last = (groups * r2, shape[1], *one), (groups * r1, r2, *shape[2:]), (shape[0], r1, *one)
+    return (first, pointwise), (core, geometry), (last, pointwise)
 
 
 def cost(site: Site, ranks: Ranks) -> Cost:
@@ -131,18 +139,8 @@ def _input_factor(b2: Tensor, core: Tensor, target: Tensor, gram: Tensor, pixel:
 
 def _chain(b1: Tensor, core: Tensor, b2: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> FactorChain:
     """The three layers; `weight` tells their shapes and type."""
-    groups, dimensions = geometry.groups, weight.ndim - 2
-    b1, core, b2 = linalg.balanced(b1, core, b2)
-    one = (1,) * dimensions
-    pointwise = Geometry.pointwise(dimensions, groups)
-    r1, r2 = core.shape[1:3]
-    parts = (
-        (b2.reshape(groups * r2, weight.shape[1], *one), None, pointwise),
-        (core.reshape(groups * r1, r2, *weight.shape[2:]), None, geometry),
-        (b1.reshape(weight.shape[0], r1, *one), bias, pointwise),
-    )
-    layers = (LayerSpec(part.to(weight.dtype).numpy(), None if b is None else b.numpy(), place) for part, b, place in parts)
-    return FactorChain(NAME, tuple(layers), (r1, r2))
+    ranks = core.shape[1], core.shape[2]
+    return assembled(NAME, (b2, core, b1), weight, bias, outline(tuple(weight.shape), geometry, ranks), ranks)
 
 
 def reconstruct(chain: FactorChain) -> Tensor:
@@ -154,4 +152,4 @@ def reconstruct(chain: FactorChain) -> Tensor:
     return dense.reshape(last.shape[0], first.shape[1], *middle.shape[2:])
 
 
-METHOD = register(Method(NAME, MODES, applies, max_ranks, cost, losses, project, factor, regress, reconstruct))
+METHOD = register(Method(NAME, MODES, applies, max_ranks, outline, cost, losses, project, factor, regress, reconstruct))
