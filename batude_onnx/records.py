@@ -188,6 +188,14 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Prices:
+    """What a layer costs under one metric: whole, and at each combination of ranks, `ranks[r1 - 1, r2 - 1, ...]`."""
+
+    whole: float
+    ranks: FloatArray
+
+
+@dataclass(frozen=True)
 class RankPlan:
     """Ranks of every compressible site; None keeps that layer whole. `cost` is the whole network's, predicted."""
 

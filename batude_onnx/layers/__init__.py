@@ -6,7 +6,7 @@ from batude_onnx.layers import conv_transpose as conv_transpose
 from batude_onnx.layers import foreign as foreign
 from batude_onnx.layers import linear as linear
 from batude_onnx.layers.find import copied_biases, count, find_sites, in_half, nodes_by_key, read_bias, read_weight
-from batude_onnx.layers.registry import Maker, bias_type, kind_of, weight_type
+from batude_onnx.layers.registry import Maker, bias_type, kind_of, ops, weight_type
 from batude_onnx.layers.shapes import infer_shapes
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "infer_shapes",
     "kind_of",
     "nodes_by_key",
+    "ops",
     "read_bias",
     "read_weight",
     "weight_type",

@@ -167,3 +167,8 @@ def kind_of(node: ir.Node) -> LayerKind | None:
     if not node.inputs or not node.outputs:
         return None
     return _KINDS.get(("" if node.domain in ONNX_DOMAINS else node.domain, node.op_type))
+
+
+def ops() -> frozenset[str]:
+    """The names of all registered ops."""
+    return frozenset(op for _, op in _KINDS)

@@ -3,14 +3,19 @@
 from batude_onnx.validation.accuracy import agreement, classification, is_classifier
 from batude_onnx.validation.divergence import first_divergence
 from batude_onnx.validation.exposing import exposed
+from batude_onnx.validation.blocks import channel_block
 from batude_onnx.validation.latency import compare_latency
 from batude_onnx.validation.measuring import measure_shapes
 from batude_onnx.validation.parity import compare, require
+from batude_onnx.validation.profiling import Feeds, Kernel, overheads, profile
 from batude_onnx.validation.sessions import Session, open_graph, open_session, run_batched
 
 __all__ = [
+    "Feeds",
+    "Kernel",
     "Session",
     "agreement",
+    "channel_block",
     "classification",
     "compare",
     "compare_latency",
@@ -20,6 +25,8 @@ __all__ = [
     "measure_shapes",
     "open_graph",
     "open_session",
+    "overheads",
+    "profile",
     "require",
     "run_batched",
 ]

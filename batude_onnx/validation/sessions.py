@@ -52,13 +52,21 @@ class Session:
             raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}; check the shapes and types fed") from error
         return dict(zip(self.output_names, outputs, strict=True))
 
+    def end_profiling(self) -> Path:
+        """The file that onnxruntime's profiler has written; for a session opened with it."""
+        return Path(self._native.end_profiling())
+
 
 def _size(size: int | str | None) -> int | str | None:
     return None if isinstance(size, int) and size <= 0 else size  # some exporters write -1 for an open size
 
 
-def open_session(model: bytes | Path, provider: str = "cpu", threads: int | None = None) -> Session:
+def open_session(
+    model: bytes | Path, provider: str = "cpu", threads: int | None = None, extras: Mapping[str, object] | None = None
+) -> Session:
     """A session of `model`, its bytes or its path (needed where weights lie in external data).
+
+    `extras`: further fields of onnxruntime's SessionOptions.
 
     Raises RuntimeMissingError for a missing onnxruntime, an unknown provider, or a provider that is not really there;
     ModelError for a model that onnxruntime rejects.
@@ -73,6 +81,8 @@ def open_session(model: bytes | Path, provider: str = "cpu", threads: int | None
     options.log_severity_level = FATAL_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
+    for name, value in (extras or {}).items():
+        setattr(options, name, value)
     source = model if isinstance(model, bytes) else str(model)
     chain = [wanted] if wanted == PROVIDERS["cpu"] else [wanted, PROVIDERS["cpu"]]
     try:
@@ -85,16 +95,18 @@ def open_session(model: bytes | Path, provider: str = "cpu", threads: int | None
     return Session(native, provider, threads)
 
 
-def open_graph(model: onnx_ir.Model, provider: str = "cpu", threads: int | None = None) -> Session:
+def open_graph(
+    model: onnx_ir.Model, provider: str = "cpu", threads: int | None = None, extras: Mapping[str, object] | None = None
+) -> Session:
     """A session of a model in memory, refused as by `open_session`."""
     held = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     if not any(isinstance(tensor, onnx_ir.ExternalTensor) for tensor in held):
-        return open_session(onnx_ir.to_proto(model).SerializeToString(), provider, threads)
+        return open_session(onnx_ir.to_proto(model).SerializeToString(), provider, threads, extras)
     # External weights cannot be found from bytes, and may be more than a message can hold.
     with TemporaryDirectory(prefix="batude-onnx-") as folder:
         path = Path(folder) / "model.onnx"
         onnx_ir.save(model.clone(), path, external_data="weights")
-        return open_session(path, provider, threads)
+        return open_session(path, provider, threads, extras)
 
 
 def run_batched(session: Session, feeds: Arrays, batch: int) -> dict[str, npt.NDArray[Any]]:

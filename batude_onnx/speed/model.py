@@ -1,0 +1,145 @@
+"""The time of every layer, whole and as a chain of any ranks, measured inside the network that it belongs to.
+
+The network is rewritten a few times with chains of other ranks in all layers at once, and each kernel is timed where it stands:
+with the fusions, the memory layout and the caches that it will have. Between the ranks measured, the time of a link with r2
+channels in and r1 out is taken as
+
+    t = a + b r1 + c r2 + d r1 r2,      r1, r2 rounded up to the runtime's block of channels
+
+and as linear between neighbours where only one of the two changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from batude_onnx.decomposition import alternatives, method_of
+from batude_onnx.records import FloatArray, Prices, Site
+from batude_onnx.speed.attribution import attribute
+from batude_onnx.speed.skeleton import Ranks, skeleton
+from batude_onnx.validation import Feeds, overheads, profile
+
+# Of the largest useful ranks: where the chains are measured. The first of each pair is taken where there is one rank.
+SHARES = ((0.06, 0.06), (0.12, 0.25), (0.25, 0.12), (0.35, 0.35), (0.5, 0.6), (0.6, 0.4), (0.8, 0.8))
+SECONDS = 1.0
+
+Sample = tuple[int, int, float]  # blocks in, blocks out, ms
+
+
+@dataclass(frozen=True)
+class SpeedModel:
+    """Times in ms of one run. `fixed`: of what no layer can change; `whole`: of each layer as it is, by key; `chains`: of the
+    links of its chain by (key, method), as samples. `block`: the runtime's block of channels. `node`: what a node adds."""
+
+    fixed: float
+    node: float
+    block: int
+    whole: Mapping[str, float]
+    chains: Mapping[tuple[str, str], tuple[tuple[Sample, ...], ...]]
+
+    def prices(self, site: Site) -> Prices | None:
+        """What `site` costs whole and, by its method, at each combination of ranks; None where that could not be told."""
+        samples = self.chains.get((site.key, str(site.method)))
+        if samples is None or site.key not in self.whole:
+            return None
+        method = method_of(site)
+        most = method.max_ranks(site.shape, site.geometry.groups)
+        ranks = tuple(axis + 1 for axis in np.indices(most))
+        total = np.zeros(most)
+        for (shape, geometry), link in zip(method.outline(site.shape, site.geometry, ranks), samples, strict=True):
+            into, out = (blocks(channels, self.block) for channels in (shape[1] * geometry.groups, shape[0]))
+            total = total + _time(link, into, out) + self.node
+        return Prices(self.whole[site.key] + self.node, total)
+
+    @property
+    def total(self) -> float:
+        """Of the untouched network."""
+        return self.fixed + sum(self.whole.values()) + self.node * len(self.whole)
+
+
+def blocks(channels: npt.ArrayLike, block: int) -> npt.NDArray[np.int64]:
+    """How many blocks so many channels fill."""
+    return -(-np.asarray(channels, dtype=np.int64) // block)
+
+
+def measure(
+    model: ir.Model, sites: Sequence[Site], feeds: Feeds, block: int, provider: str, threads: int | None,
+    count: Callable[[int, int], None],
+) -> SpeedModel:  # fmt: skip
+    """Time `model` on `feeds` with all `sites` whole, and as chains at a few ranks; `count` is told how far it is."""
+    node, run = overheads(provider, threads)
+    ways = {site.key: [(way, ladder(way, block)) for way in alternatives(site)] for site in sites}
+    tried = {key: [(way, ranks) for way, ladder in choices for ranks in ladder] for key, choices in ways.items()}
+    variants = max(map(len, tried.values()), default=0)
+    kernels = profile(model, feeds, provider, threads, SECONDS)
+    times = attribute(model, kernels, dict.fromkeys(tried, 1))
+    whole = {key: links[0] for key, links in times.items() if links[0] is not None}
+    fixed = sum(kernel.ms + node for kernel in kernels) + run - sum(ms + node for ms in whole.values())
+    samples: dict[tuple[str, str], list[list[Sample]]] = {}
+    for number in range(variants):
+        count(number, variants)
+        chosen = {key: choices[number] for key, choices in tried.items() if number < len(choices)}
+        outlines = {key: method_of(way).outline(way.shape, way.geometry, ranks) for key, (way, ranks) in chosen.items()}
+        rewritten = skeleton(model, chosen)
+        found = attribute(
+            rewritten, profile(rewritten, feeds, provider, threads, SECONDS), {key: len(links) for key, links in outlines.items()}
+        )
+        for key, (way, _) in chosen.items():
+            if None in found[key]:
+                continue
+            kept = samples.setdefault((key, str(way.method)), [[] for _ in outlines[key]])
+            for link, (shape, geometry), ms in zip(kept, outlines[key], found[key], strict=True):
+                assert ms is not None
+                into, out = (int(blocks(channels, block)) for channels in (shape[1] * geometry.groups, shape[0]))
+                link.append((into, out, ms))
+    count(variants, variants)
+    return SpeedModel(fixed, node, block, whole, {key: tuple(map(tuple, links)) for key, links in samples.items()})
+
+
+def ladder(site: Site, block: int) -> list[Ranks]:
+    """The ranks at which the chain of `site` is measured: whole blocks, each combination once; none where a block is too much."""
+    method = method_of(site)
+    most = [bound // block for bound in method.max_ranks(site.shape, site.geometry.groups)]
+    if not all(most):
+        return []
+    found: dict[Ranks, None] = {}
+    for shares in SHARES:
+        found[tuple(block * max(1, round(share * bound)) for share, bound in zip(shares, most, strict=False))] = None
+    return list(found)
+
+
+def _time(samples: Sequence[Sample], into: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> FloatArray:
+    """The time of a link at these numbers of blocks, in ms."""
+    known = np.array(samples, dtype=np.float64)
+    if len(np.unique(known[:, 0])) == 1:
+        return _between(known[:, 1], known[:, 2], out)
+    if len(np.unique(known[:, 1])) == 1:
+        return _between(known[:, 0], known[:, 2], into)
+    if len(known) < 4:
+        rate: FloatArray = np.asarray((known[:, 2] / (known[:, 0] * known[:, 1])).mean() * into * out)
+        return rate
+    terms = _terms(known[:, 0], known[:, 1]) / known[:, 2:]
+    factors = np.linalg.lstsq(terms, np.ones(len(known)), rcond=None)[0]
+    fitted: FloatArray = np.maximum(_terms(into, out) @ factors, known[:, 2].min() / 2)
+    return fitted
+
+
+def _terms(into: npt.NDArray[np.floating | np.int64], out: npt.NDArray[np.floating | np.int64]) -> FloatArray:
+    into, out = np.broadcast_arrays(np.asarray(into, np.float64), np.asarray(out, np.float64))
+    terms: FloatArray = np.stack([np.ones_like(into), into, out, into * out], axis=-1)
+    return terms
+
+
+def _between(places: FloatArray, times: FloatArray, at: npt.NDArray[np.int64]) -> FloatArray:
+    """Linear between neighbours; beyond the last of them in proportion."""
+    known = np.unique(places)
+    means = np.array([times[places == place].min() for place in known])
+    ends = np.concatenate([[0.0], known, [2 * known[-1]]])
+    heights = np.concatenate([[means[0] / 2], means, [2 * means[-1]]])
+    found: FloatArray = np.interp(at, ends, heights)
+    return found
