@@ -1,6 +1,6 @@
 """Networks for 224x224 images, with random weights: for speed, ranks and memory, never for accuracy.
 
-    python -m tools.full_size resnet18 build/resnet18.onnx
+python -m tools.full_size resnet18 build/resnet18.onnx
 """
 
 from __future__ import annotations

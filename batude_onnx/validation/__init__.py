@@ -1,14 +1,14 @@
 """The written file proved in onnxruntime: the same outputs, how good, how fast."""
 
 from batude_onnx.validation.accuracy import agreement, classification, is_classifier
+from batude_onnx.validation.blocks import channel_block
 from batude_onnx.validation.divergence import first_divergence
 from batude_onnx.validation.exposing import exposed
-from batude_onnx.validation.blocks import channel_block
-from batude_onnx.validation.latency import compare_latency
+from batude_onnx.validation.latency import compare_latency, cpu_name
 from batude_onnx.validation.measuring import measure_shapes
 from batude_onnx.validation.parity import compare, require
 from batude_onnx.validation.profiling import Feeds, Kernel, overheads, profile
-from batude_onnx.validation.sessions import Session, open_graph, open_session, run_batched
+from batude_onnx.validation.sessions import Session, open_graph, open_session, run_batched, runtime_version
 
 __all__ = [
     "Feeds",
@@ -19,6 +19,7 @@ __all__ = [
     "classification",
     "compare",
     "compare_latency",
+    "cpu_name",
     "exposed",
     "first_divergence",
     "is_classifier",
@@ -29,4 +30,5 @@ __all__ = [
     "profile",
     "require",
     "run_batched",
+    "runtime_version",
 ]

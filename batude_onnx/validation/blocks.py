@@ -38,6 +38,8 @@ def channel_block(provider: str) -> int:
         path = Path(folder) / "optimised.onnx"
         open_graph(onnx_ir.Model(graph, ir_version=8), provider, None, {"optimized_model_filepath": str(path)})
         optimised = onnx_ir.load(path)
-    sizes = [value.shape[0] for value in optimised.graph.initializers.values() if value.shape is not None and len(value.shape) == 4]
+    sizes = [
+        value.shape[0] for value in optimised.graph.initializers.values() if value.shape is not None and len(value.shape) == 4
+    ]
     padding = max((size for size in sizes if isinstance(size, int)), default=PROBE) - (PROBE - 1)
     return padding if padding > 1 else LEAST

@@ -61,8 +61,10 @@ def run_times(session: Session, feeds: Feeds, seconds: float) -> list[float]:
 
 
 def overheads(provider: str, threads: int | None) -> tuple[float, float]:
-    """(a node, a run): what each adds, in ms, to the sum of the kernels' times; of a node it is mostly below 0, since the profiler
-    counts its own work. From two graphs of many nodes that do next to nothing."""
+    """(a node, a run): what each adds, in ms, to the sum of the kernels' times.
+
+    That of a node is mostly below 0, since the profiler counts its own work. From two graphs of nodes that do next to nothing.
+    """
     known = []
     for count in _TINY:
         model, feeds = _tiny(count), {"v0": np.zeros((1, 4), np.float32)}

@@ -1,0 +1,144 @@
+"""The time of every layer: attribution to kernels, the fit between blocks, the cache, and predictions against reality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from batude_onnx import speed
+from batude_onnx.decomposition import method_of
+from batude_onnx.loading import load_model
+from batude_onnx.proving import survey
+from batude_onnx.records import Site
+from batude_onnx.speed import cache
+from batude_onnx.speed.attribution import attribute
+from batude_onnx.speed.model import SpeedModel, _time, blocks, ladder, measure
+from batude_onnx.speed.skeleton import skeleton
+from batude_onnx.validation import Kernel, channel_block, compare_latency, open_graph, profile
+
+MODEL = Path("models/resnet20-cifar10.onnx")
+X = {"input": np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)}
+
+
+@pytest.fixture(scope="module")
+def model() -> ir.Model:
+    return load_model(MODEL)
+
+
+@pytest.fixture(scope="module")
+def sites(model: ir.Model) -> list[Site]:
+    return survey(model).compressible
+
+
+@pytest.fixture(scope="module")
+def block() -> int:
+    return channel_block("cpu")
+
+
+@pytest.fixture(scope="module")
+def times(model: ir.Model, sites: list[Site], block: int) -> SpeedModel:
+    return measure(model, sites, X, block, "cpu", 1, lambda done, total: None)
+
+
+def test_the_block_is_one_that_processors_have(block: int) -> None:
+    assert block in (4, 8, 16)
+
+
+def test_every_layer_of_the_untouched_network_has_a_kernel(model: ir.Model, sites: list[Site]) -> None:
+    found = attribute(model, profile(model, X, "cpu", 1, 0.05), {site.key: 1 for site in sites})
+    assert all(links[0] is not None and links[0] > 0 for links in found.values())
+
+
+def test_every_link_of_every_chain_has_a_kernel_of_its_own(model: ir.Model, sites: list[Site], block: int) -> None:
+    chosen = {site.key: (site, ladder(site, block)[0]) for site in sites if ladder(site, block)}
+    rewritten = skeleton(model, chosen)
+    lengths = {key: len(method_of(site).outline(site.shape, site.geometry, ranks)) for key, (site, ranks) in chosen.items()}
+    kernels = profile(rewritten, X, "cpu", 1, 0.05)
+    found = attribute(rewritten, kernels, lengths)
+    assert all(None not in links for links in found.values())
+    # No kernel counts twice: what is handed out is at most what there is.
+    assert sum(ms or 0.0 for links in found.values() for ms in links) <= sum(kernel.ms for kernel in kernels) + 1e-9
+
+
+def test_a_kernel_of_another_name_belongs_to_no_layer(model: ir.Model, sites: list[Site]) -> None:
+    key = sites[0].key
+    assert attribute(model, [Kernel("elsewhere_nchwc", "Conv", 1.0)], {key: 1}) == {key: [None]}
+    assert attribute(model, [Kernel(f"{key}_nchwc_token_7", "Conv", 1.0)], {key: 1}) == {key: [1.0]}
+    assert attribute(model, [Kernel(f"{key}_nchwc", "ReorderOutput", 1.0)], {key: 1}) == {key: [None]}
+
+
+def test_a_link_is_as_slow_as_its_whole_blocks() -> None:
+    into, out = np.meshgrid(np.arange(1, 9), np.arange(1, 9), indexing="ij")
+    truth = 0.01 + 0.02 * into + 0.03 * out + 0.05 * into * out
+    samples = [(int(a), int(b), float(truth[a - 1, b - 1])) for a, b in ((1, 1), (2, 4), (4, 2), (4, 4), (8, 6), (6, 8))]
+    assert _time(samples, into, out) == pytest.approx(truth)
+    assert blocks([1, 15, 16, 17], 16).tolist() == [1, 1, 1, 2]
+
+
+def test_between_two_ranks_the_time_of_an_outer_link_is_linear_and_beyond_them_in_proportion() -> None:
+    samples = [(4, 2, 2.0), (4, 4, 6.0)]
+    assert _time(samples, np.array([4]), np.array([1, 2, 3, 4, 8])) == pytest.approx([1.5, 2.0, 4.0, 6.0, 12.0])
+
+
+def test_prices_rise_with_the_ranks_by_whole_blocks(times: SpeedModel, sites: list[Site], block: int) -> None:
+    site = max((site for site in sites if site.kernel), key=lambda site: site.params)
+    prices = times.prices(site)
+    assert prices is not None
+    assert prices.ranks.shape == method_of(site).max_ranks(site.shape, site.geometry.groups)
+    assert prices.ranks[0, 0] == prices.ranks[block - 1, block - 1] < prices.ranks[-1, -1]
+    assert prices.ranks[0, 0] < prices.whole
+
+
+def test_a_layer_that_was_not_timed_has_no_prices(sites: list[Site]) -> None:
+    assert SpeedModel(1.0, 0.0, 16, {}, {}).prices(sites[0]) is None
+
+
+def test_predictions_hold_in_the_whole_network(model: ir.Model, sites: list[Site], times: SpeedModel, block: int) -> None:
+    chosen, predicted = {}, times.total
+    for site in sites:
+        prices = times.prices(site)
+        if prices is None:
+            continue
+        ranks = ladder(site, block)[0]
+        price = prices.ranks[tuple(rank - 1 for rank in ranks)]
+        if price < prices.whole:
+            chosen[site.key] = site, ranks
+            predicted += price - prices.whole
+    real = compare_latency(open_graph(model, "cpu", 1), open_graph(skeleton(model, chosen), "cpu", 1), X, seconds=2)
+    assert len(chosen) > 5
+    # On a quiet machine they are within a few percent of each other; here anything may run beside the tests.
+    assert times.total / predicted == pytest.approx(real["ratio"], rel=0.25)
+    assert times.total / predicted > 1.1
+
+
+def test_times_come_back_from_disk_for_the_same_network_alone(
+    model: ir.Model, sites: list[Site], times: SpeedModel, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cache.FOLDER, str(tmp_path))
+    place = cache.place(model, sites, X, block, "cpu", 1)
+    assert cache.read(place) is None
+    cache.write(place, times)
+    assert cache.read(place) == times
+    assert speed.timed(model, sites, X, block, "cpu", 1, lambda done, total: pytest.fail("measured again")) == times
+    others = [
+        cache.place(model, sites, {"input": np.repeat(X["input"], 2, 0)}, block, "cpu", 1),
+        cache.place(model, sites, X, block, "cpu", 2),
+        cache.place(load_model(Path("models/resnet20-cifar10-dev.onnx")), sites[:-1], X, block, "cpu", 1),
+    ]
+    assert place not in others
+    assert cache.place(load_model(Path("models/resnet20-cifar10-dev.onnx")), sites, X, block, "cpu", 1) == place
+
+
+def test_a_damaged_file_is_measured_again(tmp_path: Path) -> None:
+    for text in ("", "{", "[]", "{}", '{"chains": 1}'):
+        (tmp_path / "x.json").write_text(text)
+        assert cache.read(tmp_path / "x.json") is None
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(times: SpeedModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache.write(tmp_path / "file" / "x.json", times)
+    assert cache.read(tmp_path / "file" / "x.json") is None
