@@ -289,3 +289,39 @@ def validate(
         worst = max(wrong, key=lambda difference: difference.max_absolute)
         where = "" if comparison.divergence is None else f"; {comparison.divergence}"
         raise ParityError(f"output {worst.output!r} of {second} is off by {worst.max_absolute:.3g} from {first}{where}")
+
+
+@main.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Samples at a time, for the throughput.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Of each timing.")
+@_seed
+@_provider
+@_threads
+@_shape
+@_json
+@_guarded
+def bench(
+    first: Path,
+    second: Path,
+    batch: int,
+    seconds: float,
+    seed: int,
+    provider: str,
+    threads: int | None,
+    inputs: dict[str, tuple[int, ...]],
+    as_json: bool,
+) -> None:
+    """Run model SECOND against FIRST: latency, throughput, memory, and where the time goes, layer by layer."""
+    from batude_onnx.pipeline import bench as run
+    from batude_onnx.report import benchmark_table, time_table, to_json
+
+    found = run(first, second, batch=batch, seconds=seconds, provider=provider, threads=threads, seed=seed, inputs=inputs)
+    if as_json:
+        click.echo(to_json(found))
+        return
+    console = _console()
+    console.print(benchmark_table(found))
+    console.print()
+    console.print(time_table(found))

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from batude_onnx import bookkeeping, decomposition, layers
+from batude_onnx import benching, bookkeeping, decomposition, layers
 from batude_onnx.errors import (
     BudgetMissedError,
     DataError,
@@ -22,13 +22,14 @@ from batude_onnx.errors import (
 )
 from batude_onnx.importer import GraphNet, import_graph, inlined
 from batude_onnx.loading import (
+    generate,
     load_model,
     save_model,
 )
 from batude_onnx.opening import Case, classes, load_data, open_case, report_path
 from batude_onnx.outside import Outside
-from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, origin_of, outputs_of, parity_feeds, survey
-from batude_onnx.records import Comparison, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict
+from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey
+from batude_onnx.records import Benchmark, Comparison, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
@@ -100,21 +101,34 @@ def validate(
     inputs: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Comparison:
     """Hold `second` against `first`. Raises ParityError where their inputs or outputs are not the same ones."""
-    models = load_model(first), load_model(second)
-    one, other = (survey(model, inputs) for model in models)
-    sessions = open_session(first, provider, threads), open_session(second, provider, threads)
-    if [(spec.name, spec.dtype) for spec in one.specs] != [(spec.name, spec.dtype) for spec in other.specs]:
-        raise ParityError(f"the inputs differ: {', '.join(map(str, one.specs))} against {', '.join(map(str, other.specs))}")
-    if sessions[0].output_names != sessions[1].output_names:
-        raise ParityError(
-            f"the outputs differ: {', '.join(sessions[0].output_names)} against {', '.join(sessions[1].output_names)}"
-        )
+    models, (one, other), sessions = open_two((first, second), provider, threads, inputs)
     dataset = None if data is None else load_data(data, one)
     feeds = parity_feeds(one.specs, dataset, seed, inputs)
     found = hold_against(*sessions, (one, other), (str(first), str(second)), feeds, dataset)
     if all(difference.within for difference in found.differences):
         return found
     return replace(found, divergence=origin_of(*models, feeds, sessions[0], one.half or other.half))
+
+
+def bench(
+    first: Path,
+    second: Path,
+    *,
+    batch: int = 8,
+    seconds: float = 5.0,
+    provider: str = "cpu",
+    threads: int | None = None,
+    seed: int = 0,
+    inputs: Mapping[str, tuple[int, ...]] | None = None,
+) -> Benchmark:
+    """Run `second` against `first`: latency, throughput with `batch` samples, memory, and the time of each layer.
+
+    Raises ParityError where their inputs or outputs are not the same ones.
+    """
+    models, surveys, sessions = open_two((first, second), provider, threads, inputs)
+    feeds = generate(surveys[0].specs, 1, seed, inputs)
+    many = benching.repeated(feeds, surveys[0].specs, batch)
+    return benching.run_against((first, second), models, surveys, sessions, feeds, many, seconds)
 
 
 def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from batude_onnx import decomposition, layers
-from batude_onnx.errors import ModelError
-from batude_onnx.loading import Dataset, InputSpec, generate, input_specs, preprocess, require_fit
+from batude_onnx.errors import ModelError, ParityError
+from batude_onnx.loading import Dataset, InputSpec, generate, input_specs, load_model, preprocess, require_fit
 from batude_onnx.records import Comparison, Cost, Divergence, Site
 from batude_onnx.validation import (
     Session,
@@ -23,6 +24,7 @@ from batude_onnx.validation import (
     first_divergence,
     is_classifier,
     measure_shapes,
+    open_session,
     run_batched,
 )
 
@@ -77,6 +79,21 @@ def survey(model: ir.Model, inputs: Shapes | None = None) -> Survey:
             sites = layers.find_sites(model, shapes)
     assigned = tuple(decomposition.assign(site) for site in sites)
     return Survey(specs, outputs, shapes, assigned, layers.count(model, shapes), layers.in_half(model))
+
+
+def open_two(
+    paths: tuple[Path, Path], provider: str, threads: int | None, inputs: Shapes | None = None
+) -> tuple[tuple[ir.Model, ir.Model], tuple[Survey, Survey], tuple[Session, Session]]:
+    """Two files to be held against each other. Raises ParityError where their inputs or outputs are not the same ones."""
+    first, second = (load_model(path) for path in paths)
+    one, other = survey(first, inputs), survey(second, inputs)
+    sessions = open_session(paths[0], provider, threads), open_session(paths[1], provider, threads)
+    if [(spec.name, spec.dtype) for spec in one.specs] != [(spec.name, spec.dtype) for spec in other.specs]:
+        raise ParityError(f"the inputs differ: {', '.join(map(str, one.specs))} against {', '.join(map(str, other.specs))}")
+    outputs = [", ".join(session.output_names) for session in sessions]
+    if outputs[0] != outputs[1]:
+        raise ParityError(f"the outputs differ: {outputs[0]} against {outputs[1]}")
+    return (first, second), (one, other), sessions
 
 
 def parity_feeds(specs: tuple[InputSpec, ...], dataset: Dataset | None, seed: int, inputs: Shapes | None = None) -> Feeds:

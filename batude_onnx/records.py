@@ -262,6 +262,39 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """What one layer takes in two files, in ms: as it stands in the first, and what stands in its place in the other.
+
+    `links`: the layers that stand in its place. `macs_*` per sample, 0 where sizes are unknown.
+    """
+
+    key: str
+    links: int
+    first_ms: float
+    other_ms: float
+    macs_first: int
+    macs_other: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Two files run against each other. `latency`: one sample (or one fixed batch) at a time, `throughput`: a batch at a time,
+    both as `compare_latency` gives them. `memory`: what a process needs to load and run each, in bytes, beside what it needs
+    without. `layers`: those that both have. `rest_*`: what all else takes, in ms. `macs_*` of the whole files."""
+
+    first: str
+    other: str
+    latency: Mapping[str, float | int | str]
+    throughput: Mapping[str, float | int | str]
+    memory: tuple[int, int]
+    layers: tuple[LayerTime, ...]
+    rest_first: float
+    rest_other: float
+    macs_first: int
+    macs_other: int
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The finished run as proved on the written file; `asdict` of it is what `--json` prints.
 

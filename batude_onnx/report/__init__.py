@@ -2,6 +2,24 @@
 
 from batude_onnx.report.jsons import to_json
 from batude_onnx.report.progress import ConsoleWatch
-from batude_onnx.report.tables import comparison_table, difference_table, layer_table, number, rank_table
+from batude_onnx.report.tables import (
+    benchmark_table,
+    comparison_table,
+    difference_table,
+    layer_table,
+    number,
+    rank_table,
+    time_table,
+)
 
-__all__ = ["ConsoleWatch", "comparison_table", "difference_table", "layer_table", "number", "rank_table", "to_json"]
+__all__ = [
+    "ConsoleWatch",
+    "benchmark_table",
+    "comparison_table",
+    "difference_table",
+    "layer_table",
+    "number",
+    "rank_table",
+    "time_table",
+    "to_json",
+]

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from batude_onnx.records import Comparison, Cost, Site, Verdict
+from batude_onnx.records import Benchmark, Comparison, Cost, Site, Verdict
+
+# A layer that takes so much longer than before is named: less may be a matter of chance.
+LOST = 1.05
 
 
 def number(value: float | None, unit: str = "") -> str:
@@ -79,13 +82,7 @@ def comparison_table(comparison: Comparison, names: tuple[str, str] = ("original
     _quality(table, comparison.quality_original, comparison.quality_other)
     latency = comparison.latency
     if latency:
-        first, second, ratio = float(latency["min_a_ms"]), float(latency["min_b_ms"]), float(latency["ratio"])
-        table.add_row(
-            f"latency, batch {latency['batch']}, {latency['provider']}",
-            f"{first:.3f} ms",
-            f"{second:.3f} ms",
-            f"{ratio:.2f}x as fast (spread {100 * float(latency['spread']):.0f} %)",
-        )
+        table.add_row(f"latency, batch {latency['batch']}, {latency['provider']}", *_faster(latency))
     return table
 
 
@@ -114,3 +111,41 @@ def rank_table(verdict: Verdict) -> Table:
     for key, reason in verdict.whole.items():
         table.add_row(key, f"whole: {reason}")
     return table
+
+
+def benchmark_table(found: Benchmark) -> Table:
+    """Work, speed and memory of two models side by side."""
+    table = _plain("", "first", "second", "change")
+    if found.macs_first and found.macs_other:
+        _row(table, "MACs", found.macs_first, found.macs_other, _ratio(found.macs_first, found.macs_other))
+    latency, throughput = found.latency, found.throughput
+    table.add_row(f"latency, batch {latency['batch']}, {latency['provider']}", *_faster(latency))
+    first, other = (float(throughput["batch"]) / float(throughput[key]) * 1e3 for key in ("min_a_ms", "min_b_ms"))
+    table.add_row(
+        f"throughput, batch {throughput['batch']}",
+        f"{first:,.1f} /s",
+        f"{other:,.1f} /s",
+        f"{other / first:.2f}x as much (spread {100 * float(throughput['spread']):.0f} %)",
+    )
+    before, after = found.memory
+    table.add_row("peak memory", f"{before / 2**20:,.1f} MiB", f"{after / 2**20:,.1f} MiB", "")
+    return table
+
+
+def time_table(found: Benchmark) -> Table:
+    """Where the time goes: each layer of the first model and what stands in its place in the second, and what got slower."""
+    table = _plain("layer", "links", "first ms", "second ms", "as fast", "fewer MACs", "")
+    for row in found.layers:
+        fewer = f"{row.macs_first / row.macs_other:.2f}x" if row.macs_first and row.macs_other else "-"
+        lost = f"lost {row.other_ms - row.first_ms:.3f} ms" if row.other_ms > LOST * row.first_ms else ""
+        ratio = f"{row.first_ms / row.other_ms:.2f}x"
+        table.add_row(row.key, str(row.links), f"{row.first_ms:.3f}", f"{row.other_ms:.3f}", ratio, fewer, lost)
+    rest = f"{found.rest_first / found.rest_other:.2f}x" if found.rest_other > 0 else "-"
+    table.add_row("all else", "", f"{found.rest_first:.3f}", f"{found.rest_other:.3f}", rest, "", "")
+    return table
+
+
+def _faster(latency: Mapping[str, float | int | str]) -> tuple[str, str, str]:
+    first, second = float(latency["min_a_ms"]), float(latency["min_b_ms"])
+    ratio, spread = float(latency["ratio"]), 100 * float(latency["spread"])
+    return f"{first:.3f} ms", f"{second:.3f} ms", f"{ratio:.2f}x as fast (spread {spread:.0f} %)"

@@ -18,6 +18,22 @@ from batude_onnx.validation import Kernel
 _ADDED = re.compile(r"^fused |_token_\d+$|_nchwc(_\d+)?$|/\w+Fusion/?$")
 
 
+def lengths(model: ir.Model, keys: Iterable[str]) -> dict[str, int]:
+    """How many layers in a row stand in the place of each layer of another model, by the name of its output; those not here are
+    left out. The row begins behind the first value that is an output of such a layer, or of something else."""
+    nodes, wanted = layers.nodes_by_key(model), set(keys)
+    found = {}
+    for key in wanted & nodes.keys():
+        length, node = 0, nodes.get(key)
+        while node is not None and layers.kind_of(node) is not None:
+            length += 1
+            data = str(node.inputs[0].name) if node.inputs[0] is not None else ""
+            node = None if data in wanted else nodes.get(data)
+        if length:
+            found[key] = length
+    return found
+
+
 def links(model: ir.Model, keys: Mapping[str, int]) -> dict[str, tuple[str, int]]:
     """The nodes of layers, by their output's name: (key of the layer, place in its chain). `keys`: how long each chain is."""
     nodes, found = layers.nodes_by_key(model), {}

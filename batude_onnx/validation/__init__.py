@@ -6,6 +6,7 @@ from batude_onnx.validation.divergence import first_divergence
 from batude_onnx.validation.exposing import exposed
 from batude_onnx.validation.latency import compare_latency, cpu_name
 from batude_onnx.validation.measuring import measure_shapes
+from batude_onnx.validation.memory import peak_memory
 from batude_onnx.validation.parity import compare, require
 from batude_onnx.validation.profiling import Feeds, Kernel, overheads, profile
 from batude_onnx.validation.sessions import Session, open_graph, open_session, run_batched, runtime_version
@@ -27,6 +28,7 @@ __all__ = [
     "open_graph",
     "open_session",
     "overheads",
+    "peak_memory",
     "profile",
     "require",
     "run_batched",

@@ -1,0 +1,70 @@
+"""Two files run against each other: how fast, how much memory, and where the time of each goes, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from batude_onnx import speed
+from batude_onnx.loading import InputSpec
+from batude_onnx.proving import Feeds, Survey, batch_of
+from batude_onnx.records import Benchmark, LayerTime
+from batude_onnx.validation import Session, compare_latency, peak_memory, profile
+
+PROFILE_SECONDS = 2.0
+
+
+def run_against(
+    paths: tuple[Path, Path],
+    models: tuple[ir.Model, ir.Model],
+    surveys: tuple[Survey, Survey],
+    sessions: tuple[Session, Session],
+    feeds: Feeds,
+    many: Feeds,
+    seconds: float,
+) -> Benchmark:
+    """`feeds` hold one sample, `many` a batch of them; each of the two timings takes `seconds`."""
+    first, other = sessions
+    keys = [site.key for site in surveys[0].sites]
+    lengths = (dict.fromkeys(keys, 1), speed.lengths(models[1], keys))
+    times, totals = [], []
+    for model, session, length in zip(models, sessions, lengths, strict=True):
+        kernels = profile(model, feeds, session.provider, session.threads, PROFILE_SECONDS)
+        found = speed.attribute(model, kernels, length)
+        times.append({key: sum(filter(None, links)) for key, links in found.items() if any(links)})
+        totals.append(sum(kernel.ms for kernel in kernels))
+    shared = [key for key in keys if all(key in found for found in times)]
+    macs = [{site.key: site.macs for site in seen.sites} for seen in surveys]
+    rows = tuple(_row(key, times, macs, speed.links(models[1], {key: lengths[1][key]})) for key in shared)
+    memory = (
+        peak_memory(paths[0], feeds, first.provider, first.threads),
+        peak_memory(paths[1], feeds, other.provider, other.threads),
+    )
+    return Benchmark(
+        str(paths[0]),
+        str(paths[1]),
+        compare_latency(first, other, feeds, runs=1000, seconds=seconds),
+        compare_latency(first, other, many, runs=1000, seconds=seconds),
+        memory,
+        rows,
+        totals[0] - sum(row.first_ms for row in rows),
+        totals[1] - sum(row.other_ms for row in rows),
+        surveys[0].cost.macs,
+        surveys[1].cost.macs,
+    )
+
+
+def _row(key: str, times: Sequence[Mapping[str, float]], macs: Sequence[Mapping[str, int]], links: Iterable[str]) -> LayerTime:
+    names = list(links)
+    return LayerTime(
+        key, len(names), times[0][key], times[1][key], macs[0].get(key, 0), sum(macs[1].get(name, 0) for name in names)
+    )
+
+
+def repeated(feeds: Feeds, specs: Sequence[InputSpec], size: int) -> Feeds:
+    """`feeds` of one sample repeated to a batch of `size`; inputs whose batch is fixed, or which have none, stay as they are."""
+    fixed = {spec.name for spec in specs if batch_of(spec) is not None}
+    return {name: array if name in fixed or not array.ndim else np.repeat(array, size, axis=0) for name, array in feeds.items()}
