@@ -22,13 +22,14 @@ from batude_onnx.errors import (
 )
 from batude_onnx.importer import GraphNet, import_graph, inlined
 from batude_onnx.loading import (
+    input_specs,
     load_model,
     save_model,
 )
 from batude_onnx.opening import Case, classes, load_data, open_case, report_path
 from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, origin_of, outputs_of, parity_feeds, survey
-from batude_onnx.records import Comparison, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict
+from batude_onnx.records import Comparison, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict, Wishes
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
@@ -84,7 +85,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     return verdict
 
 
-def inspect(path: Path, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Survey:
+def inspect(path: Path, inputs: Wishes | None = None) -> Survey:
     """All layers of a model, with their costs and whether they can be compressed."""
     return survey(load_model(path), inputs)
 
@@ -97,20 +98,25 @@ def validate(
     provider: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
-    inputs: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: Wishes | None = None,
+    watch: Watch | None = None,
 ) -> Comparison:
     """Hold `second` against `first`. Raises ParityError where their inputs or outputs are not the same ones."""
     models = load_model(first), load_model(second)
-    one, other = (survey(model, inputs) for model in models)
+    specs, theirs = (input_specs(model) for model in models)
+    if [(spec.name, spec.dtype) for spec in specs] != [(spec.name, spec.dtype) for spec in theirs]:
+        raise ParityError(f"the inputs differ: {', '.join(map(str, specs))} against {', '.join(map(str, theirs))}")
+    one = survey(models[0], inputs)
+    other = survey(models[1], one.feeding.wishes())
     sessions = open_session(first, provider, threads), open_session(second, provider, threads)
-    if [(spec.name, spec.dtype) for spec in one.specs] != [(spec.name, spec.dtype) for spec in other.specs]:
-        raise ParityError(f"the inputs differ: {', '.join(map(str, one.specs))} against {', '.join(map(str, other.specs))}")
     if sessions[0].output_names != sessions[1].output_names:
         raise ParityError(
             f"the outputs differ: {', '.join(sessions[0].output_names)} against {', '.join(sessions[1].output_names)}"
         )
     dataset = None if data is None else load_data(data, one)
-    feeds = parity_feeds(one.specs, dataset, seed, inputs)
+    if dataset is None and one.feeding.taken and watch is not None:
+        watch.say(one.feeding.taken)
+    feeds = parity_feeds(sessions[0], one, dataset, seed)
     found = hold_against(*sessions, (one, other), (str(first), str(second)), feeds, dataset)
     if all(difference.within for difference in found.differences):
         return found
@@ -337,7 +343,7 @@ def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
     skipped = skip_reason(model)
     if skipped is None:
         try:
-            return simplify(model, {name: array.shape for name, array in case.feeds.items()})
+            return simplify(model, case.feeds)
         except ParityError as error:
             skipped = str(error)
     watch.say(f"not simplified: {skipped}")
@@ -347,7 +353,7 @@ def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
 def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tuple[tuple[OutputDifference, ...], Comparison]:
     """The finished file counted and run; raises where it is over the budget or does not compute what was trained."""
     model = load_model(path)
-    written = survey(model, case.settings.inputs)
+    written = survey(model, case.seen.feeding.wishes())
     spent = written.cost.of(case.budget.metric)
     if spent > case.budget.limit:
         raise BudgetMissedError(
