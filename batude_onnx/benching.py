@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from batude_onnx import speed
-from batude_onnx.loading import InputSpec
-from batude_onnx.proving import Feeds, Survey, batch_of
+from batude_onnx.proving import Feeds, Survey
 from batude_onnx.records import Benchmark, LayerTime
 from batude_onnx.validation import Session, compare_latency, peak_memory, profile
 
@@ -22,17 +20,16 @@ def run_against(
     models: tuple[ir.Model, ir.Model],
     surveys: tuple[Survey, Survey],
     sessions: tuple[Session, Session],
-    feeds: Feeds,
-    many: Feeds,
+    feeds: tuple[Feeds, Feeds],
     seconds: float,
 ) -> Benchmark:
-    """`feeds` hold one sample, `many` a batch of them; each of the two timings takes `seconds`."""
-    first, other = sessions
+    """`feeds` hold one sample, and a batch of them; each of the two timings takes `seconds`."""
+    (first, other), (one, many) = sessions, feeds
     keys = [site.key for site in surveys[0].sites]
     lengths = (dict.fromkeys(keys, 1), speed.lengths(models[1], keys))
     times, totals = [], []
     for model, session, length in zip(models, sessions, lengths, strict=True):
-        kernels = profile(model, feeds, session.provider, session.threads, PROFILE_SECONDS)
+        kernels = profile(model, one, session.provider, session.threads, PROFILE_SECONDS)
         found = speed.attribute(model, kernels, length)
         times.append({key: sum(filter(None, links)) for key, links in found.items() if any(links)})
         totals.append(sum(kernel.ms for kernel in kernels))
@@ -40,13 +37,13 @@ def run_against(
     macs = [{site.key: site.macs for site in seen.sites} for seen in surveys]
     rows = tuple(_row(key, times, macs, speed.links(models[1], {key: lengths[1][key]})) for key in shared)
     memory = (
-        peak_memory(paths[0], feeds, first.provider, first.threads),
-        peak_memory(paths[1], feeds, other.provider, other.threads),
+        peak_memory(paths[0], one, first.provider, first.threads),
+        peak_memory(paths[1], one, other.provider, other.threads),
     )
     return Benchmark(
         str(paths[0]),
         str(paths[1]),
-        compare_latency(first, other, feeds, runs=1000, seconds=seconds),
+        compare_latency(first, other, one, runs=1000, seconds=seconds),
         compare_latency(first, other, many, runs=1000, seconds=seconds),
         memory,
         rows,
@@ -62,9 +59,3 @@ def _row(key: str, times: Sequence[Mapping[str, float]], macs: Sequence[Mapping[
     return LayerTime(
         key, len(names), times[0][key], times[1][key], macs[0].get(key, 0), sum(macs[1].get(name, 0) for name in names)
     )
-
-
-def repeated(feeds: Feeds, specs: Sequence[InputSpec], size: int) -> Feeds:
-    """`feeds` of one sample repeated to a batch of `size`; inputs whose batch is fixed, or which have none, stay as they are."""
-    fixed = {spec.name for spec in specs if batch_of(spec) is not None}
-    return {name: array if name in fixed or not array.ndim else np.repeat(array, size, axis=0) for name, array in feeds.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import wraps
 from math import isfinite
@@ -17,6 +17,8 @@ from rich.console import Console
 from batude_onnx import __version__
 from batude_onnx.budget import METRICS
 from batude_onnx.errors import BatudeError, ParityError
+from batude_onnx.feeding import read_dims, read_inputs
+from batude_onnx.records import Given, Wishes
 from batude_onnx.settings import DEFAULT_EPOCHS, Settings, Source
 from batude_onnx.training.recipe import RECIPES
 
@@ -65,24 +67,17 @@ def _seconds(context: click.Context, option: click.Parameter, text: str | None) 
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _shapes(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for text in texts:
-        name, _, sizes = text.rpartition("=")
+def _texts(read: Callable[[tuple[str, ...]], Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
+    def callback(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Mapping[str, Any]:
         try:
-            shapes[name] = tuple(int(size) for size in sizes.split(","))
+            return read(texts)
         except ValueError as error:
-            raise click.BadParameter(f"{text!r} is not NAME=SIZES such as input=1,3,224,224") from error
-        if not name or min(shapes[name]) < 1:
-            raise click.BadParameter(f"{text!r} is not NAME=SIZES such as input=1,3,224,224, with sizes from 1 up")
-    return shapes
+            raise click.BadParameter(str(error)) from error
+
+    return callback
 
 
 _model = click.argument("model", type=click.Path(path_type=Path))
-_shape = click.option(
-    "--input-shape", "inputs", multiple=True, callback=_shapes, metavar="NAME=SIZES",
-    help="Whole shape of an input with open sizes, such as input=1,3,224,224.",
-)  # fmt: skip
 _provider = click.option("--provider", default="cpu", show_default=True, help="Where onnxruntime runs: cpu or cuda.")
 _threads = click.option("--threads", type=click.IntRange(1, 1024), help="Threads of onnxruntime and torch.")
 _seed = click.option("--seed", type=click.IntRange(0, 2**32 - 2), default=0, show_default=True, help="Of all that is random.")
@@ -97,6 +92,21 @@ def _data_options(command: Callable[..., None]) -> Callable[..., None]:
             "--data", type=click.Path(path_type=Path),
             help=".npz with x_train and, if there are any, y_train, x_test, y_test: uint8 images (N,H,W,C), "
             "or float32 in the model's own layout.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _input_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option(
+            "--dim", "dims", multiple=True, callback=_texts(read_dims), metavar="NAME=SIZE",
+            help="Size of all dimensions of this name, such as height=640; may be given several times.",
+        ),
+        click.option(
+            "--input", "inputs", multiple=True, callback=_texts(read_inputs), metavar="NAME=SHAPE[:LOW..HIGH]",
+            help="What an input is fed where there are no data, such as image=1,3,640,640:0..255 or ids=:0..30000.",
         ),
     ):  # fmt: skip
         command = option(command)
@@ -150,7 +160,7 @@ def main() -> None:
 @click.option("--device", default="cpu", show_default=True, help="Where torch trains: cpu or cuda.")
 @_provider
 @_threads
-@_shape
+@_input_options
 @_json
 @_guarded
 def compress(
@@ -171,7 +181,8 @@ def compress(
     device: str,
     provider: str,
     threads: int | None,
-    inputs: dict[str, tuple[int, ...]],
+    inputs: dict[str, Given],
+    dims: dict[str, int],
     as_json: bool,
 ) -> None:
     """Write a smaller MODEL that keeps the budget and is proved to compute what was trained."""
@@ -195,7 +206,7 @@ def compress(
         provider=provider,
         threads=threads,
         simplify=not no_simplify,
-        inputs=inputs,
+        inputs=Wishes(inputs, dims),
     )
     console = _console(stderr=as_json)
     with ConsoleWatch(console) as watch:
@@ -218,15 +229,15 @@ def compress(
 
 @main.command()
 @_model
-@_shape
+@_input_options
 @_json
 @_guarded
-def inspect(model: Path, inputs: dict[str, tuple[int, ...]], as_json: bool) -> None:
+def inspect(model: Path, inputs: dict[str, Given], dims: dict[str, int], as_json: bool) -> None:
     """Show every layer of MODEL, what it costs, and whether it can be compressed."""
     from batude_onnx.pipeline import inspect as look
     from batude_onnx.report import layer_table, number, to_json
 
-    seen = look(model, inputs)
+    seen = look(model, Wishes(inputs, dims))
     if as_json:
         rows = [asdict(site) | {"params": site.params, "macs": site.macs} for site in seen.sites]
         click.echo(to_json({"cost": asdict(seen.cost), "layers": rows}))
@@ -235,13 +246,15 @@ def inspect(model: Path, inputs: dict[str, tuple[int, ...]], as_json: bool) -> N
     console.print(layer_table(seen.sites, seen.cost))
     within = sum(site.params for site in seen.compressible)
     share = 100 * within / seen.cost.params if seen.cost.params else 0.0
-    macs = f"{number(seen.cost.macs)} MACs a sample" if seen.cost.macs else "MACs unknown (open input sizes: give --input-shape)"
+    macs = f"{number(seen.cost.macs)} MACs a sample" if seen.cost.macs else "MACs unknown"
     console.print()
     console.print(
         f"{number(seen.cost.params)} parameters, {macs}; {len(seen.compressible)} of {len(seen.sites)} layers compressible, "
         f"with {share:.1f} % of the parameters",
         highlight=False,
     )
+    for note in filter(None, (seen.feeding.taken, seen.feeding.refused)):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 @main.command()
@@ -252,7 +265,7 @@ def inspect(model: Path, inputs: dict[str, tuple[int, ...]], as_json: bool) -> N
 @_seed
 @_provider
 @_threads
-@_shape
+@_input_options
 @_json
 @_guarded
 def validate(
@@ -265,20 +278,22 @@ def validate(
     seed: int,
     provider: str,
     threads: int | None,
-    inputs: dict[str, tuple[int, ...]],
+    inputs: dict[str, Given],
+    dims: dict[str, int],
     as_json: bool,
 ) -> None:
     """Hold model SECOND against FIRST: size, outputs, accuracy, speed."""
     from batude_onnx.pipeline import validate as hold
-    from batude_onnx.report import comparison_table, difference_table, to_json
+    from batude_onnx.report import ConsoleWatch, comparison_table, difference_table, to_json
 
     _require_data(data, mean=mean, std=std)
     source = None if data is None else Source(data, mean=mean, std=std)
-    comparison = hold(first, second, source, provider=provider, threads=threads, seed=seed, inputs=inputs)
+    wishes, console = Wishes(inputs, dims), _console(stderr=as_json)
+    with ConsoleWatch(console) as watch:
+        comparison = hold(first, second, source, provider=provider, threads=threads, seed=seed, inputs=wishes, watch=watch)
     if as_json:
         click.echo(to_json(comparison))
     else:
-        console = _console()
         console.print(comparison_table(comparison, ("first", "second")))
         console.print()
         console.print(difference_table(comparison))
@@ -299,7 +314,7 @@ def validate(
 @_seed
 @_provider
 @_threads
-@_shape
+@_input_options
 @_json
 @_guarded
 def bench(
@@ -310,18 +325,23 @@ def bench(
     seed: int,
     provider: str,
     threads: int | None,
-    inputs: dict[str, tuple[int, ...]],
+    inputs: dict[str, Given],
+    dims: dict[str, int],
     as_json: bool,
 ) -> None:
     """Run model SECOND against FIRST: latency, throughput, memory, and where the time goes, layer by layer."""
     from batude_onnx.pipeline import bench as run
-    from batude_onnx.report import benchmark_table, time_table, to_json
+    from batude_onnx.report import ConsoleWatch, benchmark_table, time_table, to_json
 
-    found = run(first, second, batch=batch, seconds=seconds, provider=provider, threads=threads, seed=seed, inputs=inputs)
+    console = _console(stderr=as_json)
+    with ConsoleWatch(console) as watch:
+        found = run(
+            first, second, batch=batch, seconds=seconds, provider=provider, threads=threads, seed=seed,
+            inputs=Wishes(inputs, dims), watch=watch,
+        )  # fmt: skip
     if as_json:
         click.echo(to_json(found))
         return
-    console = _console()
     console.print(benchmark_table(found))
     console.print()
     console.print(time_table(found))

@@ -26,7 +26,7 @@ from batude_onnx.loading import (
     without_functions,
 )
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
-from batude_onnx.records import Budget, Cost
+from batude_onnx.records import Budget, Cost, Given
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.validation import Session, open_session
 
@@ -75,16 +75,18 @@ def open_case(settings: Settings, watch: Watch) -> Case:
     dataset = None
     if settings.data is not None:
         _require_trainable(seen, nodes)
-        if any(_is_open(spec) and spec.name not in settings.inputs for spec in seen.specs):
+        if seen.feeding.taken or seen.feeding.refused:
             dataset = load_data(settings.data, seen)
-            settings = replace(settings, inputs={seen.specs[0].name: _sizes(seen.specs[0], dataset)})
+            sizes = Given(_sizes(seen.specs[0], dataset))
+            settings = replace(settings, inputs=replace(settings.inputs, inputs={seen.specs[0].name: sizes}))
             seen = survey(model, settings.inputs)
     uncounted = [site.key for site in seen.sites if not site.positions]
     if settings.metric == "macs" and (uncounted or not seen.cost.macs):
-        given = " ".join(_example_shape(spec) for spec in seen.specs if _is_open(spec))
-        if given:
-            raise BudgetError(f"MACs cannot be counted, since input sizes are open: give them, such as {given}")
+        if seen.feeding.refused:
+            raise BudgetError(f"MACs cannot be counted: {seen.feeding.refused}")
         raise BudgetError(f"MACs cannot be counted, as the sizes in layer {uncounted[0]} are not known: give a budget of params")
+    if seen.feeding.taken:
+        watch.say(seen.feeding.taken)
     budget = parse_budget(settings.budget, settings.metric, seen.cost)
     whole = seen.cost
     if budget.limit < whole.of(settings.metric):
@@ -94,7 +96,7 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         dataset = holdout(dataset or load_data(settings.data, seen))
         tested = 0 if dataset.x_test is None else len(dataset.x_test)
         watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on")
-    feeds = parity_feeds(seen.specs, dataset, settings.seed, settings.inputs)
+    feeds = parity_feeds(original, seen, dataset, settings.seed)
     return Case(settings, model, seen, whole, budget, dataset, feeds, original)
 
 
@@ -135,18 +137,9 @@ def classes(seen: Survey) -> int | None:
     return shape[1] if shape is not None and len(shape) == 2 and shape[1] > 1 else None
 
 
-def _is_open(spec: InputSpec) -> bool:
-    """Whether sizes besides the batch are left open."""
-    return any(not isinstance(size, int) for size in spec.shape[1:])
-
-
-def _sizes(spec: InputSpec, dataset: Dataset) -> tuple[int, ...]:
+def _sizes(spec: InputSpec, dataset: Dataset) -> tuple[int | None, ...]:
     """The whole shape of an input with open sizes, as the samples have them."""
-    batch = spec.shape[0] if isinstance(spec.shape[0], int) else 1
-    return (batch, *preprocess(dataset.x_train[:1], dataset.mean, dataset.std).shape[1:])
-
-
-def _example_shape(spec: InputSpec) -> str:
-    """How to give one input's open sizes on the command line: 1 for the batch, 224 for the others."""
-    sizes = [size if isinstance(size, int) else 224 if axis else 1 for axis, size in enumerate(spec.shape)]
-    return f"--input-shape {spec.name}={','.join(map(str, sizes))}"
+    return (
+        spec.shape[0] if isinstance(spec.shape[0], int) else None,
+        *preprocess(dataset.x_train[:1], dataset.mean, dataset.std).shape[1:],
+    )

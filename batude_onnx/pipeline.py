@@ -22,14 +22,23 @@ from batude_onnx.errors import (
 )
 from batude_onnx.importer import GraphNet, import_graph, inlined
 from batude_onnx.loading import (
-    generate,
     load_model,
     save_model,
 )
 from batude_onnx.opening import Case, classes, load_data, open_case, report_path
 from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey
-from batude_onnx.records import Benchmark, Comparison, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict
+from batude_onnx.records import (
+    Benchmark,
+    Comparison,
+    FactorChain,
+    FloatArray,
+    OutputDifference,
+    Site,
+    TrainResult,
+    Verdict,
+    Wishes,
+)
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
@@ -85,7 +94,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     return verdict
 
 
-def inspect(path: Path, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Survey:
+def inspect(path: Path, inputs: Wishes | None = None) -> Survey:
     """All layers of a model, with their costs and whether they can be compressed."""
     return survey(load_model(path), inputs)
 
@@ -98,12 +107,15 @@ def validate(
     provider: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
-    inputs: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: Wishes | None = None,
+    watch: Watch | None = None,
 ) -> Comparison:
     """Hold `second` against `first`. Raises ParityError where their inputs or outputs are not the same ones."""
     models, (one, other), sessions = open_two((first, second), provider, threads, inputs)
     dataset = None if data is None else load_data(data, one)
-    feeds = parity_feeds(one.specs, dataset, seed, inputs)
+    if dataset is None and one.feeding.taken and watch is not None:
+        watch.say(one.feeding.taken)
+    feeds = parity_feeds(sessions[0], one, dataset, seed)
     found = hold_against(*sessions, (one, other), (str(first), str(second)), feeds, dataset)
     if all(difference.within for difference in found.differences):
         return found
@@ -119,16 +131,19 @@ def bench(
     provider: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
-    inputs: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: Wishes | None = None,
+    watch: Watch | None = None,
 ) -> Benchmark:
     """Run `second` against `first`: latency, throughput with `batch` samples, memory, and the time of each layer.
 
     Raises ParityError where their inputs or outputs are not the same ones.
     """
     models, surveys, sessions = open_two((first, second), provider, threads, inputs)
-    feeds = generate(surveys[0].specs, 1, seed, inputs)
-    many = benching.repeated(feeds, surveys[0].specs, batch)
-    return benching.run_against((first, second), models, surveys, sessions, feeds, many, seconds)
+    feeding = surveys[0].feeding
+    if feeding.taken and watch is not None:
+        watch.say(feeding.taken)
+    feeds = feeding.values(1, seed), feeding.values(batch, seed)
+    return benching.run_against((first, second), models, surveys, sessions, feeds, seconds)
 
 
 def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
@@ -351,7 +366,7 @@ def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
     skipped = skip_reason(model)
     if skipped is None:
         try:
-            return simplify(model, {name: array.shape for name, array in case.feeds.items()})
+            return simplify(model, case.feeds)
         except ParityError as error:
             skipped = str(error)
     watch.say(f"not simplified: {skipped}")
@@ -361,7 +376,7 @@ def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
 def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tuple[tuple[OutputDifference, ...], Comparison]:
     """The finished file counted and run; raises where it is over the budget or does not compute what was trained."""
     model = load_model(path)
-    written = survey(model, case.settings.inputs)
+    written = survey(model, case.seen.feeding.wishes())
     spent = written.cost.of(case.budget.metric)
     if spent > case.budget.limit:
         raise BudgetMissedError(

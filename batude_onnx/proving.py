@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from batude_onnx import decomposition, layers
 from batude_onnx.errors import ModelError, ParityError
-from batude_onnx.loading import Dataset, InputSpec, generate, input_specs, load_model, preprocess, require_fit
-from batude_onnx.records import Comparison, Cost, Divergence, Site
+from batude_onnx.feeding import Feeding, settle
+from batude_onnx.loading import Dataset, InputSpec, input_specs, load_model, preprocess
+from batude_onnx.records import Comparison, Cost, Divergence, Site, Wishes
 from batude_onnx.validation import (
     Session,
     agreement,
@@ -24,27 +25,30 @@ from batude_onnx.validation import (
     first_divergence,
     is_classifier,
     measure_shapes,
+    open_graph,
     open_session,
     run_batched,
 )
 
 Feeds = dict[str, npt.NDArray[Any]]
-Shapes = Mapping[str, tuple[int, ...]]
 
 # Samples on which outputs are compared number by number.
 PARITY_SAMPLES = 64
+# Samples made up where there are none: a few in one run where the model takes them.
+MADE_UP = (4, 1)
 # Samples run at a time when a whole data set is scored.
 SCORE_BATCH = 250
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A model's layers and what it costs. `shapes` are those of one sample; `outputs` the names of the graph's outputs.
+    """A model's layers and what it costs. `shapes` are those of one sample; `outputs` the names of the graph's outputs;
+    `feeding`: what is fed where there are no data.
 
     `half`: weights are rounded to half precision, and with them whatever the type of an output, its values.
     """
 
-    specs: tuple[InputSpec, ...]
+    feeding: Feeding
     outputs: tuple[str, ...]
     shapes: dict[str, tuple[int, ...]]
     sites: tuple[Site, ...]
@@ -52,60 +56,91 @@ class Survey:
     half: bool = False
 
     @property
+    def specs(self) -> tuple[InputSpec, ...]:
+        return self.feeding.specs
+
+    @property
     def compressible(self) -> list[Site]:
         return [site for site in self.sites if site.method is not None]
 
 
-def survey(model: ir.Model, inputs: Shapes | None = None) -> Survey:
-    """Find and count every layer. `inputs` gives whole shapes of inputs whose sizes are open.
+def survey(model: ir.Model, wishes: Wishes | None = None) -> Survey:
+    """Find and count every layer. `wishes`: what is asked of the inputs; what they leave open is chosen.
 
-    Shapes are inferred; where that does not reach a layer, the model is run once in onnxruntime to see them.
+    Shapes are inferred; where that does not reach a layer, the model is run once in onnxruntime to see them. Where no sizes are
+    found for inputs that leave them open, parameters are counted, and MACs are not.
     """
-    specs = input_specs(model)
-    require_fit(specs, inputs or {})
-    shapes = layers.infer_shapes(model, inputs)
+    feeding = settle(model, input_specs(model), wishes or Wishes(), lambda: open_graph(model).run)
+    shapes = layers.infer_shapes(model, feeding.shapes())
     sites = layers.find_sites(model, shapes)
     outputs = tuple(str(value.name) for value in model.graph.outputs)
     unknown = any(not (site.positions and site.input_positions and site.output_positions) for site in sites)
-    if unknown or not shapes.keys() >= set(outputs):
+    if (unknown or not shapes.keys() >= set(outputs)) and not feeding.refused:
         wanted = {name for site in sites for name in (site.key, site.data)} | set(outputs)
         try:
-            feeds = generate(specs, 1, 0, inputs)
-        except ModelError:
-            # Open sizes besides the batch: parameters can still be counted, MACs cannot.
-            feeds = None
-        if feeds is not None:
-            shapes.update(measure_shapes(model, wanted, feeds))
-            sites = layers.find_sites(model, shapes)
+            shapes.update(measure_shapes(model, wanted, feeding.values(1, 0)))
+        except ModelError as error:
+            raise _unfit(feeding, error) from error
+        sites = layers.find_sites(model, shapes)
     assigned = tuple(decomposition.assign(site) for site in sites)
-    return Survey(specs, outputs, shapes, assigned, layers.count(model, shapes), layers.in_half(model))
+    return Survey(feeding, outputs, shapes, assigned, layers.count(model, shapes), layers.in_half(model))
 
 
 def open_two(
-    paths: tuple[Path, Path], provider: str, threads: int | None, inputs: Shapes | None = None
+    paths: tuple[Path, Path], provider: str, threads: int | None, wishes: Wishes | None = None
 ) -> tuple[tuple[ir.Model, ir.Model], tuple[Survey, Survey], tuple[Session, Session]]:
     """Two files to be held against each other. Raises ParityError where their inputs or outputs are not the same ones."""
     first, second = (load_model(path) for path in paths)
-    one, other = survey(first, inputs), survey(second, inputs)
+    specs, theirs = input_specs(first), input_specs(second)
+    if [(spec.name, spec.dtype) for spec in specs] != [(spec.name, spec.dtype) for spec in theirs]:
+        raise ParityError(f"the inputs differ: {', '.join(map(str, specs))} against {', '.join(map(str, theirs))}")
+    one = survey(first, wishes)
+    other = survey(second, one.feeding.wishes())
     sessions = open_session(paths[0], provider, threads), open_session(paths[1], provider, threads)
-    if [(spec.name, spec.dtype) for spec in one.specs] != [(spec.name, spec.dtype) for spec in other.specs]:
-        raise ParityError(f"the inputs differ: {', '.join(map(str, one.specs))} against {', '.join(map(str, other.specs))}")
     outputs = [", ".join(session.output_names) for session in sessions]
     if outputs[0] != outputs[1]:
         raise ParityError(f"the outputs differ: {outputs[0]} against {outputs[1]}")
     return (first, second), (one, other), sessions
 
 
-def parity_feeds(specs: tuple[InputSpec, ...], dataset: Dataset | None, seed: int, inputs: Shapes | None = None) -> Feeds:
-    """Realistic samples to compare outputs on: from the test data, else generated by declared type and shape."""
-    if dataset is not None:
-        samples = dataset.x_train if dataset.x_test is None else dataset.x_test
-        batch = batch_of(specs[0]) or 1
-        # Whole batches, where the model fixes their size; few samples are repeated to fill one.
-        count = max(1, min(PARITY_SAMPLES, len(samples)) // batch) * batch
-        chosen = np.arange(count) % len(samples)
-        return {specs[0].name: preprocess(samples[chosen], dataset.mean, dataset.std)}
-    return generate(specs, 4, seed, inputs)
+def parity_feeds(session: Session, seen: Survey, dataset: Dataset | None, seed: int) -> Feeds:
+    """Realistic samples to compare outputs on: from the test data, else made up by what the graph does with them.
+
+    Raises ModelError where onnxruntime cannot run the model on what was made up, or where the outputs are no numbers.
+    """
+    if dataset is None:
+        return _made_up(session, seen.feeding, seed)
+    samples = dataset.x_train if dataset.x_test is None else dataset.x_test
+    batch = batch_of(seen.specs[0]) or 1
+    # Whole batches, where the model fixes their size; few samples are repeated to fill one.
+    count = max(1, min(PARITY_SAMPLES, len(samples)) // batch) * batch
+    chosen = np.arange(count) % len(samples)
+    return {seen.specs[0].name: preprocess(samples[chosen], dataset.mean, dataset.std)}
+
+
+def _made_up(session: Session, feeding: Feeding, seed: int) -> Feeds:
+    failure: ModelError | None = None
+    for batch in MADE_UP:
+        feeds = feeding.values(batch, seed)
+        try:
+            outputs = outputs_of(session, feeds)
+        except ModelError as error:
+            failure = error
+            continue
+        for name, array in outputs.items():
+            if isinstance(array, np.ndarray) and array.dtype.kind == "f" and np.isnan(array).any():
+                raise ModelError(
+                    f"output {name!r} is not a number at {np.isnan(array).sum():,} of {array.size:,} places on inputs made up by "
+                    f"their types: say what they hold, such as {feeding.example()}"
+                )
+        return feeds
+    assert failure is not None
+    raise _unfit(feeding, failure)
+
+
+def _unfit(feeding: Feeding, error: ModelError) -> ModelError:
+    """What onnxruntime said, with a way to say what the inputs hold."""
+    return ModelError(f"{error}, such as {feeding.example()}")
 
 
 def batch_of(spec: InputSpec) -> int | None:
@@ -162,10 +197,8 @@ def hold_against(
     dataset: Dataset | None,
 ) -> Comparison:
     """Compare two open models on `feeds` and, where there is one, on the test data; then their speed, one sample at a time."""
-    (first, second), specs = surveys, surveys[0].specs
+    first, second = surveys
     differences = compare(outputs_of(original, feeds), outputs_of(other, feeds), half=first.half or second.half)
-    scores: tuple[dict[str, float], ...] = ({}, {}) if dataset is None else quality(original, other, specs, dataset)
-    sizes = {spec.name: batch_of(spec) or 1 for spec in specs}
-    one = {name: array[: sizes[name]] if array.ndim else array for name, array in feeds.items()}
-    latency = compare_latency(original, other, one)
+    scores: tuple[dict[str, float], ...] = ({}, {}) if dataset is None else quality(original, other, first.specs, dataset)
+    latency = compare_latency(original, other, first.feeding.first(feeds))
     return Comparison(names[0], names[1], first.cost, second.cost, differences, scores[0], scores[1], latency)

@@ -219,6 +219,24 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What one input is fed. `shape`: all of it, with None in the place of a batch that is open, or None: not said.
+    `low`, `high`: the range of its values, both included, or None: not said, and for floats standard normal."""
+
+    shape: tuple[int | None, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked of the inputs that are generated: of some of them all, and sizes by the name of a dimension."""
+
+    inputs: Mapping[str, Given] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class OutputDifference:
     """How far one output of two graphs lies apart, over all samples compared."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from batude_onnx.records import Wishes
 
 if TYPE_CHECKING:
     from batude_onnx.training.loop import Progress
@@ -31,7 +32,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Settings:
-    """One `compress` run. `inputs` gives whole shapes of inputs that have open sizes besides the batch.
+    """One `compress` run. `inputs`: what is asked of inputs that are made up, and of sizes that the file leaves open.
 
     `seconds`: the wall-clock time that the run may take; as much is trained as fits into it, in the place of `epochs`.
     """
@@ -49,7 +50,7 @@ class Settings:
     provider: str = "cpu"
     threads: int | None = None
     simplify: bool = True
-    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: Wishes = field(default_factory=Wishes)
 
 
 class Watch:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from tests.layer_models import one_node, values
+from tests.loading_models import FLOAT, model_of
 
 
 def data_with(**changes: np.ndarray[Any, Any]) -> Callable[[Path], None]:
@@ -74,3 +75,28 @@ def nan() -> np.ndarray[Any, Any]:
     x = np.zeros((4, 3, 32, 32), np.float32)
     x[2, 1, 5, 6] = np.nan
     return x
+
+
+def _image_net(place: Path, tail: list[onnx.NodeProto], held: dict[str, Any], sizes: list[int | str], *more: Any) -> None:
+    """x -> Conv 3x3 to 12 channels -> c -> `tail` -> y."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), *tail]
+    x = helper.make_tensor_value_info("x", FLOAT, [1, 3, *sizes])
+    flat = tail[-1].op_type == "MatMul"
+    y = helper.make_tensor_value_info("y", FLOAT, ["a", "b"] if flat else ["a", "b", "c", "d"])
+    onnx.save(model_of(nodes, [x, *more], [y], {"w": values(12, 3, 3, 3)} | held), place / "model.onnx")
+
+
+def picky(place: Path) -> None:
+    """Height and width are open, and pictures of 11 x 13 are all that it takes."""
+    tail = [helper.make_node("Reshape", ["c", "s"], ["r"]), helper.make_node("MatMul", ["r", "v"], ["y"])]
+    _image_net(place, tail, {"s": np.array([1, 12 * 9 * 11]), "v": values(12 * 9 * 11, 2)}, ["H", "W"])
+
+
+def not_numbers(place: Path) -> None:
+    _image_net(place, [helper.make_node("Sqrt", ["c"], ["y"])], {}, [4, 4])
+
+
+def indexed(place: Path) -> None:
+    """A second input that is an index into a table of 5."""
+    tail = [helper.make_node("Gather", ["t", "i"], ["g"]), helper.make_node("Add", ["c", "g"], ["y"])]
+    _image_net(place, tail, {"t": values(5)}, [4, 4], helper.make_tensor_value_info("i", TensorProto.INT64, [1]))

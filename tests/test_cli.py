@@ -23,11 +23,14 @@ from batude_onnx.loading import load_model
 from tests.cli_places import (
     data_with,
     folder_there,
+    indexed,
     model_bytes,
     nan,
     no_layers,
+    not_numbers,
     nothing,
     only_depthwise,
+    picky,
     unsupported,
     without_gradient,
 )
@@ -115,8 +118,17 @@ WRONG: dict[str, Case] = {
     "provider unknown": (nothing, compress(provider="tpu"), errors.RuntimeMissingError, "unknown provider 'tpu'"),
     "device unknown": (nothing, compress(device="tpu"), errors.RuntimeMissingError, "torch has no device 'tpu' here"),
     "device not there": (nothing, compress(device="cuda:99"), errors.RuntimeMissingError, "use --device cpu"),
-    "shape of no input": (
-        nothing, compress(input_shape="z=1,3"), errors.ModelError, "'z', which is no input; the inputs are x",
+    "shape of no input": (nothing, compress(input="z=1,3"), errors.ModelError, "'z', which is no input; the inputs are x"),
+    "shape does not fit": (nothing, compress(input="x=1,4,9,9"), errors.ModelError, "shape (1, 4, 9, 9) does not fit input x"),
+    "dimension of no input": (nothing, compress(dim="H=32"), errors.ModelError, "no input has a dimension 'H'; there are "),
+    "no sizes run": (picky, compress(), errors.ModelError, "none of the usual ones runs"),
+    "sizes for MACs": (picky, compress(metric="macs"), errors.BudgetError, "give them: --dim H=SIZE --dim W=SIZE or --input"),
+    "sizes do not run": (picky, compress(dim="H=9"), errors.ModelError, "none of the usual ones runs"),
+    "outputs are no numbers": (
+        not_numbers, COMPRESS, errors.ModelError, "say what they hold, such as --input x=1,3,4,4:0..1",
+    ),
+    "index out of range": (
+        indexed, compress(input="i=:0..99"), errors.ModelError, "check the shapes and types fed, such as --input x=1,3,4,4:0..1",
     ),
     "inspect no model": (nothing, ("inspect", "data.npz"), errors.ModelError, "data.npz: not an ONNX model"),
     "validate no model": (nothing, ("validate", "model.onnx", "none.onnx"), errors.ModelError, "none.onnx: no such file"),
@@ -183,8 +195,9 @@ USAGE = {
     "threads zero": (compress(threads="0"), "0 is not in the range"),
     "limit zero": (compress(limit="0"), "0 is not in the range"),
     "mean no numbers": (compress(mean="a,b,c"), "'a,b,c' is not a list of numbers such as 0.485,0.456,0.406"),
-    "shape no sizes": (compress(input_shape="x"), "'x' is not NAME=SIZES"),
-    "shape with zero": (compress(input_shape="x=0,3,32,32"), "sizes from 1 up"),
+    "input no shape": (compress(input="x"), "'x' is not NAME=SHAPE"),
+    "no input-shape": (compress(input_shape="x=1,3,32,32"), "No such option"),
+    "dim no size": (compress(dim="N"), "'N' is not NAME=SIZE"),
     "mean without data": (compress(mean="0,0,0"), "--mean without --data"),
     "limit without data": (compress(limit="9"), "--limit without --data"),
     "no such command": (("shrink", "model.onnx"), "No such command 'shrink'"),
@@ -341,8 +354,8 @@ def test_json_knows_no_infinity(place: Path) -> None:
     """A NaN in an output is infinitely far, which JSON cannot say."""
     nodes = [helper.make_node("Gemm", ["x", "w"], ["g"]), helper.make_node("Sqrt", ["g"], ["y"])]
     for name, scale in (("a", 1.0), ("b", -1.0)):
-        onnx.save(one_node(nodes, (2, 8), (2, 6), {"w": scale * values(8, 6)}), place / f"{name}.onnx")
-    text = run("validate", "a.onnx", "b.onnx", "--json").stdout
+        onnx.save(one_node(nodes, (2, 8), (2, 6), {"w": scale * np.abs(values(8, 6))}), place / f"{name}.onnx")
+    text = run("validate", "a.onnx", "b.onnx", "--json", "--input", "x=:0..1").stdout
     assert json.loads(text, parse_constant=pytest.fail)["differences"][0]["max_absolute"] is None
 
 

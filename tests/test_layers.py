@@ -13,7 +13,7 @@ from batude_onnx.errors import ModelError
 from batude_onnx.layers import count, find_sites, infer_shapes, nodes_by_key, read_bias, read_weight
 from batude_onnx.layers.registry import LayerKind, register
 from batude_onnx.proving import survey
-from batude_onnx.records import Cost, Geometry
+from batude_onnx.records import Cost, Geometry, Given, Wishes
 from batude_onnx.validation import open_session
 from tests.layer_models import LAYERS, PLACES, attention, conv_with_weight_in, one_node, only, read, shortcut, sites_of, values
 from tests.loading_models import FLOAT, model_of
@@ -174,13 +174,18 @@ def open_sizes(sizes: list[int | str | None]) -> onnx.ModelProto:
     return model
 
 
+def asked(**shapes: tuple[int, ...]) -> Wishes:
+    return Wishes({name: Given(shape) for name, shape in shapes.items()})
+
+
 @pytest.mark.parametrize("size", ["H", None, -1])
-def test_open_sizes_leave_macs_unknown_until_they_are_given(size: str | int | None) -> None:
+def test_open_sizes_are_chosen_until_they_are_given(size: str | int | None) -> None:
     model = read(open_sizes(["N", 4, size, size]))
-    unknown = survey(model)
-    assert (unknown.sites[0].positions, unknown.cost) == (0, Cost(6 * 4 * 9 + 6, 0))
-    assert unknown.sites[0].method is not None
-    known = survey(model, {"x": (1, 4, 10, 12)})
+    chosen = survey(model)
+    assert chosen.cost == Cost(6 * 4 * 9 + 6, 6 * 4 * 9 * 224**2)
+    assert "open input sizes were chosen: x=1,4,224,224; others by" in chosen.feeding.taken
+    known = survey(model, asked(x=(1, 4, 10, 12)))
+    assert known.feeding.taken == ""
     assert (known.sites[0].positions, known.sites[0].input_positions) == (120, 120)
     assert known.cost.macs == 6 * 4 * 9 * 120
 
@@ -188,12 +193,12 @@ def test_open_sizes_leave_macs_unknown_until_they_are_given(size: str | int | No
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ({"z": (1, 4, 9, 8)}, "'z', which is no input; the inputs are x"),
-        ({"x": (1, 4, 9)}, r"shape \(1, 4, 9\) does not fit input x"),
-        ({"x": (1, 5, 9, 8)}, r"shape \(1, 5, 9, 8\) does not fit input x"),
+        (asked(z=(1, 4, 9, 8)), "'z', which is no input; the inputs are x"),
+        (asked(x=(1, 4, 9)), r"shape \(1, 4, 9\) does not fit input x"),
+        (asked(x=(1, 5, 9, 8)), r"shape \(1, 5, 9, 8\) does not fit input x"),
     ],
 )
-def test_shapes_that_do_not_fit_the_inputs_are_refused(inputs: dict[str, tuple[int, ...]], said: str) -> None:
+def test_shapes_that_do_not_fit_the_inputs_are_refused(inputs: Wishes, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         survey(read(open_sizes(["N", 4, "H", "W"])), inputs)
 

@@ -12,15 +12,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from batude_onnx.errors import (
-    BudgetError,
     DataError,
-    ModelError,
     UnsupportedError,
 )
 from batude_onnx.pipeline import compress
+from batude_onnx.records import Given, Wishes
 from tests.layer_models import LAYERS, one_node, shortcut, values
 from tests.loading_models import FLOAT, conv_bn, model_of
-from tests.pipelines import agree, check, half, saved, settings_for, stored
+from tests.pipelines import Listener, agree, check, half, saved, settings_for, stored
 
 
 def two_inputs(folder: Path, second: list[int | str]) -> Path:
@@ -119,13 +118,14 @@ def open_image() -> onnx.ModelProto:
     return one_node(nodes, ("N", 8, "H", "W"), ("N", 12), {"w": values(12, 8, 3, 3), "b": values(12)})  # type: ignore[arg-type]
 
 
-def test_open_image_sizes_are_given(tmp_path: Path) -> None:
+def test_open_image_sizes_are_given_or_chosen(tmp_path: Path) -> None:
     path = saved(open_image(), tmp_path)
-    with pytest.raises(ModelError, match=r"--input-shape x=4,8,\.\.\.,\.\.\."):
-        compress(settings_for(path, tmp_path, "2x"))
-    with pytest.raises(BudgetError, match="MACs cannot be counted, since input sizes are open"):
-        compress(settings_for(path, tmp_path, "2x", metric="macs"))
-    settings = settings_for(path, tmp_path, "2x", metric="macs", inputs={"x": (2, 8, 10, 12)})
+    told = Listener()
+    assert compress(settings_for(path, tmp_path, "2x", metric="macs"), told).comparison.cost_original.macs == 12 * 8 * 9 * 224**2
+    assert (
+        "open input sizes were chosen: x=1,8,224,224; others by --dim H=SIZE --dim W=SIZE or --input x=1,8,224,224" in told.said
+    )
+    settings = settings_for(path, tmp_path, "2x", metric="macs", inputs=Wishes({"x": Given((2, 8, 10, 12))}))
     verdict = compress(settings)
     check(verdict, settings)
     assert verdict.comparison.cost_original.macs == 2 * 12 * 8 * 9 * 120

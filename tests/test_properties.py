@@ -17,6 +17,7 @@ from batude_onnx.errors import BudgetError, NothingToCompressError
 from batude_onnx.layers import count
 from batude_onnx.pipeline import compress
 from batude_onnx.proving import survey
+from batude_onnx.records import Given, Wishes
 from batude_onnx.rewriting import rewrite
 from batude_onnx.validation import compare, require
 from tests.importer_graphs import imported
@@ -100,10 +101,10 @@ def test_the_random_networks_hold_what_they_should() -> None:
     assert seen >= {"shared", "N", "H", "W", "asymmetric", "strides", "dilations", "groups"}
 
 
-def shapes_of(network: Network) -> dict[str, tuple[int, ...]]:
+def shapes_of(network: Network) -> Wishes:
     """The whole shape of the input, as far as the model leaves it open."""
     first = network.model.graph.input[0].type.tensor_type.shape.dim[0]
-    return {"x": (first.dim_value or 1, *network.x.shape[1:])}
+    return Wishes({"x": Given((first.dim_value or 1, *network.x.shape[1:]))})
 
 
 @pytest.mark.parametrize("metric", ["params", "macs"])

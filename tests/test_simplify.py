@@ -102,17 +102,17 @@ def test_names_and_order_of_several_inputs_and_outputs() -> None:
         [value("b"), value("a")],
         [value("second", TensorProto.FLOAT16), value("first"), helper.make_tensor_value_info("s", TensorProto.INT64, [2])],
     )
-    for shapes in (None, {"a": (2, 3), "b": (2, 3)}):
-        after = simplified(model, shapes=shapes)
+    for feeds in (None, {"a": np.ones((2, 3), np.float32), "b": np.ones((2, 3), np.float32)}):
+        after = simplified(model, feeds=feeds)
         assert list(after.graph.input) == list(model.graph.input)
         assert list(after.graph.output) == list(model.graph.output)
         assert "Identity" not in ops(after)
 
 
-@pytest.mark.parametrize("shapes", [None, {"x": (2, 3, 10, 12)}])
-def test_open_height_and_width(shapes: dict[str, tuple[int, ...]] | None) -> None:
+@pytest.mark.parametrize("feeds", [None, {"x": np.ones((2, 3, 10, 12), np.float32)}], ids=["without", "with"])
+def test_open_height_and_width(feeds: dict[str, np.ndarray] | None) -> None:
     model = conv_bn(height="H", width="W")
-    after = simplified(model, shapes=shapes)
+    after = simplified(model, feeds=feeds)
     assert ops(after) == ["Conv", "Relu"]
     assert list(after.graph.input) == list(model.graph.input)
     check_same_outputs(model, after, (2, 3, 7, 9))

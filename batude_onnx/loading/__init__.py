@@ -1,7 +1,7 @@
 """Models and data read and checked; files written whole."""
 
 from batude_onnx.loading.dataset import Dataset, holdout, load_dataset, preprocess
-from batude_onnx.loading.inputs import InputSpec, generate, input_specs, require_fit
+from batude_onnx.loading.inputs import InputSpec, input_specs
 from batude_onnx.loading.model import external_files, load_model, without_functions
 from batude_onnx.loading.writing import check_writable, data_path, save_model, write_atomically
 
@@ -11,13 +11,11 @@ __all__ = [
     "check_writable",
     "data_path",
     "external_files",
-    "generate",
     "holdout",
     "input_specs",
     "load_dataset",
     "load_model",
     "preprocess",
-    "require_fit",
     "save_model",
     "without_functions",
     "write_atomically",

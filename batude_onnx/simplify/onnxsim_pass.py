@@ -14,10 +14,13 @@ from importlib import import_module
 from inspect import signature
 from typing import Any
 
+import numpy.typing as npt
 import onnx
 import onnx_ir
 
 from batude_onnx.errors import ParityError
+
+Feeds = Mapping[str, npt.NDArray[Any]]
 
 # onnxsim takes and returns one protobuf message, which ends at 2 GB; some room is left for what it folds.
 LARGEST_BYTES = 1_900_000_000
@@ -36,20 +39,19 @@ def skip_reason(model: onnx_ir.Model) -> str | None:
     return None
 
 
-def simplify(model: onnx_ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = None) -> onnx_ir.Model:
+def simplify(model: onnx_ir.Model, feeds: Feeds | None = None) -> onnx_ir.Model:
     """A simplified copy of `model`, which stays as it was; `model` itself where `skip_reason` gives one.
 
-    onnxsim runs both on random inputs and compares. It needs every size but the first of each input: `shapes` gives them
-    by input name (whole shapes, batch included) where the model does not. Inputs with a size that is still unknown cannot
-    be run here; then only the ONNX checker judges the result, and the caller's parity check must.
+    onnxsim runs both on `feeds`, a value of every input by name, and compares; without them on random numbers of the shapes that
+    the model gives. Where it leaves a size besides the first of an input open, then only the ONNX checker judges the result, and
+    the caller's parity check must.
 
     Raises ParityError where onnxsim's check fails, or where its result has other inputs, outputs, opset or IR version.
     """
     if skip_reason(model) is not None:
         return model
     original = onnx_ir.to_proto(_in_memory(model))
-    known = _test_shapes(original, shapes or {})
-    simplified, same = _run_quietly(original, known)
+    simplified, same = _run_quietly(original, feeds)
     if not same:
         raise ParityError("onnxsim's result computes something else than the model it was given; run with --no-simplify")
     _restore(simplified, original)
@@ -67,14 +69,11 @@ def _fed(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [value for value in graph.input if value.name not in held]
 
 
-def _test_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]] | None:
+def _test_shapes(proto: onnx.ModelProto) -> dict[str, list[int]] | None:
     """The shape to test each input with, or None where a size stays unknown; an open batch axis becomes 1."""
     known: dict[str, list[int]] = {}
     for value in _fed(proto.graph):
         declared = value.type.tensor_type
-        if value.name in shapes:
-            known[value.name] = list(shapes[value.name])
-            continue
         if not value.type.HasField("tensor_type") or not declared.HasField("shape"):
             return None
         sizes = [size.dim_value for size in declared.shape.dim]
@@ -84,11 +83,14 @@ def _test_shapes(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) 
     return known
 
 
-def _run_quietly(proto: onnx.ModelProto, shapes: dict[str, list[int]] | None) -> tuple[onnx.ModelProto, bool]:
+def _run_quietly(proto: onnx.ModelProto, feeds: Feeds | None) -> tuple[onnx.ModelProto, bool]:
     """onnxsim's result and verdict; what it prints is kept from the terminal."""
     # Imported here since it takes two seconds, which most runs of the command line do not need.
     onnxsim: Any = import_module("onnxsim")
+    shapes = _test_shapes(proto) if feeds is None else {name: list(array.shape) for name, array in feeds.items()}
     options: dict[str, Any] = {"check_n": 0} if shapes is None else {"check_n": 1, "test_input_shapes": shapes}
+    if feeds is not None:
+        options["input_data"] = dict(feeds)
     # Older releases have the check without a choice of its tolerances.
     known = signature(onnxsim.simplify).parameters
     options |= {name: value for name, value in CHECK_TOLERANCES.items() if name in known}

@@ -6,6 +6,7 @@ a GPU and then runs on the CPU without an error, so the provider is checked on t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,8 @@ from batude_onnx.errors import ModelError, RuntimeMissingError
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# Where in onnxruntime's own code something was found: a file, a line and a signature.
+SOURCE = re.compile(r"/\S+\.(?:h|cc):\d+ .*?\) ")
 # onnxruntime's log severity for what ends the process only: an error comes as an exception, and would be printed twice.
 FATAL_ONLY = 4
 
@@ -189,5 +192,6 @@ def native_errors() -> tuple[type[Exception], ...]:
 
 
 def one_line(error: Exception) -> str:
-    """What a library said, on one line of at most 400 characters."""
-    return " ".join(str(error).split())[:400]
+    """What a library said, on one line of at most 300 characters: of nodes that hold others the innermost, and no C++."""
+    innermost = " ".join(str(error).split()).rpartition("status code returned while running ")[2]
+    return SOURCE.sub("", innermost)[:300]

@@ -12,10 +12,12 @@ from typing import Any
 import onnx_ir as ir
 
 from batude_onnx.errors import BatudeError, NothingToCompressError, UnsupportedError
+from batude_onnx.feeding import read_inputs
 from batude_onnx.importer import import_graph
 from batude_onnx.loading import load_model
 from batude_onnx.pipeline import compress
 from batude_onnx.proving import Survey, survey
+from batude_onnx.records import Wishes
 from batude_onnx.settings import Settings
 from tools.tables.running import hardware, versions
 from tools.zoo.models import Model
@@ -27,16 +29,17 @@ RATIO = 1.5
 def run(model: Model, path: Path, output: Path) -> dict[str, Any]:
     """What came out, as plain values; `failed` where the tool did not do what it promises."""
     began = time.monotonic()
+    wishes = Wishes(read_inputs(model.inputs))
     record: dict[str, Any] = {"name": model.name, "package": model.package or "published weights", "bytes": path.stat().st_size}
     try:
         loaded = load_model(path)
-        seen = survey(loaded, model.shapes)
+        seen = survey(loaded, wishes)
         ops = Counter(node.op_type for node in loaded.graph)
         record |= {"nodes": sum(ops.values()), "ops": dict(sorted(ops.items())), "opset": loaded.graph.opset_imports.get("", 0)}
         record |= {"layers": len(seen.sites), "compressible": len(seen.compressible), "cost": asdict(seen.cost)}
         record["left_alone"] = dict(Counter(str(site.reason) for site in seen.sites if site.reason))
         record["imported"] = _imported(loaded)
-        record |= _compressed(model, path, output, seen)
+        record |= _compressed(wishes, path, output, seen)
     except NothingToCompressError as error:
         record["refused"] = str(error)
     except BatudeError as error:
@@ -56,10 +59,10 @@ def _imported(model: ir.Model) -> str:
     return net.refused.splitlines()[0] if net.refused else "whole"
 
 
-def _compressed(model: Model, path: Path, output: Path, seen: Survey) -> dict[str, Any]:
+def _compressed(wishes: Wishes, path: Path, output: Path, seen: Survey) -> dict[str, Any]:
     within = sum(site.macs for site in seen.compressible)
     limit = int(seen.cost.macs - within + within / RATIO)
-    settings = Settings(model=path, output=output, budget=str(limit), metric="macs", inputs=model.shapes)
+    settings = Settings(model=path, output=output, budget=str(limit), metric="macs", inputs=wishes)
     verdict = compress(settings)
     surgery = max(verdict.surgery, key=lambda difference: difference.max_absolute)
     parity = max(verdict.parity, key=lambda difference: difference.max_absolute)
