@@ -42,7 +42,7 @@ from batude_onnx.records import (
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
-from batude_onnx.training import compressing, normalisation, planning, refit, sensitivity, statistics
+from batude_onnx.training import compressing, judging, normalisation, planning, refit, sensitivity, statistics
 from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.loop import train
 from batude_onnx.training.recipe import RECIPES, Recipe
@@ -55,6 +55,8 @@ CALIBRATION, CALIBRATION_LEAST = 1024, 128
 MOMENTS = 512
 SENSITIVITY, SENSITIVITY_LEAST = 256, 16
 AFFORDABLE_MACS = 10**13
+# Samples on which it is told whether training has helped.
+JUDGED = 256
 # Rewriting, onnxsim, and the latency of the two models in turns.
 WRITING_SECONDS = 7.0
 # Nodes that cannot be imported and are named with their reasons.
@@ -271,11 +273,16 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
         chosen = [site for site in sites if site.key in plan.chosen()]
         refit.refit(net, dense, chosen, calibration, metrics, lambda done, total: watch.count("re-fitting", done, total))
     if epochs:
-        tuned = train(
-            net, teacher, batches, recipe, recipe.finetune, name="fine-tuning", epochs=epochs - learning, report=watch.train,
-            seconds=None if timetable is None else max(timetable.left(), 1e-3), keys=keys,
+        tuned, note = judging.kept_if_better(
+            net, teacher, batches.sample(JUDGED, settings.seed + 3), recipe.objective,
+            lambda: train(
+                net, teacher, batches, recipe, recipe.finetune, name="fine-tuning", epochs=epochs - learning, report=watch.train,
+                seconds=None if timetable is None else max(timetable.left(), 1e-3), keys=keys,
+            ),
         )  # fmt: skip
         history = (*history, *tuned)
+        if note:
+            watch.say(note)
     result = compressing.harvest(net, case.seen.sites, plan, history)
     return result, _torch_outputs(net, case) if not net.refused else _dense_outputs(case, result)
 

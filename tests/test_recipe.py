@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from batude_onnx.training.averaging import Average
-from batude_onnx.training.recipe import RECIPES, Phase
+from batude_onnx.training.recipe import LONGEST, RECIPES, Phase
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
@@ -30,6 +30,7 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
 def test_longer_runs_may_go_faster() -> None:
     phase = Phase(lr=0.01, warmup=0.0, growth=0.5)
     assert [phase.rate(0.0, 0, steps) for steps in (250, 1000, 4000)] == pytest.approx([0.005, 0.01, 0.02])
+    assert phase.rate(0.0, 0, 10 * LONGEST) == phase.rate(0.0, 0, LONGEST)
 
 
 def test_an_average_is_that_of_the_last_share_of_a_run() -> None:

@@ -13,15 +13,21 @@ from batude_onnx.training.losses import Objective
 from batude_onnx.training.rules import MeasuredRules, PaperRules
 from batude_onnx.training.sensitivity import Curve
 
+# Mini-batches beyond which a longer run needs no larger steps. In one of 15,600 whose peak had grown on (ResNet-20, 2.6x),
+# accuracy on the training images fell from 93 to 82 % and took half the run to come back; on held-out images, peaks from 1 to 1.9
+# times the one of a thousand steps end alike after 3,500 of them.
+LONGEST = 4000
+
 
 @dataclass(frozen=True)
 class Phase:
     """One stretch of training: its peak learning rate and how it moves.
 
-    `lr`: the peak in a run of a thousand mini-batches; it grows with the power `growth` of their number, since a short run must
-    stay near to where it starts and a long one need not. `average`: what comes out is an average of the weights over about this
-    share of the stretch; 0 takes the last ones. `turn`: the peak of orthogonal steps that weights take, as a share of their norm,
-    which moves with `lr`; only biases and normalisation follow `lr` then. 0 moves weights by SGD as well.
+    `lr`: the peak in a run of a thousand mini-batches; it grows with the power `growth` of their number, up to that of `LONGEST`,
+    since a short run must stay near to where it starts and a long one need not. `average`: what comes out is an average of the
+    weights over about this share of the stretch; 0 takes the last ones. `turn`: the peak of orthogonal steps that weights take,
+    as a share of their norm, which moves with `lr`; only biases and normalisation follow `lr` then. 0 moves weights by SGD as
+    well.
     """
 
     lr: float
@@ -38,7 +44,7 @@ class Phase:
         """
         if self.decay_epochs is not None:
             return float(self.lr * 0.1 ** int(epoch / self.decay_epochs))
-        peak = float(self.lr * (steps / 1000) ** self.growth)
+        peak = float(self.lr * (min(steps, LONGEST) / 1000) ** self.growth)
         if progress < self.warmup:
             return peak * (0.04 + 0.96 * (1 - cos(pi * progress / self.warmup)) / 2)
         return peak * (1e-4 + (1 - 1e-4) * (1 + cos(pi * (progress - self.warmup) / (1 - self.warmup))) / 2)

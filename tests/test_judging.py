@@ -1,0 +1,63 @@
+"""Training that does harm is taken back, and said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from batude_onnx.importer import GraphNet
+from batude_onnx.training.judging import apart, kept_if_better
+from batude_onnx.training.losses import Objective
+from tests.importer_graphs import imported
+from tests.small_models import floats, network
+
+SAMPLES = [torch.from_numpy(floats(16, 3, 8, 8)), torch.from_numpy(floats(8, 3, 8, 8, seed=1))]
+TEACHER = imported(network())
+
+
+def moved(net: GraphNet, by: float) -> GraphNet:
+    """`net` with every weight moved by a share of itself."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1 + by)
+    return net
+
+
+def test_what_is_nearer_to_the_teacher_is_kept() -> None:
+    net = moved(imported(network()), 0.3)
+    told, note = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, -0.2))
+    assert told is net
+    assert note is None
+    assert apart(net, TEACHER, SAMPLES, Objective()) == pytest.approx(
+        apart(moved(moved(imported(network()), 0.3), -0.2), TEACHER, SAMPLES, Objective())
+    )
+
+
+def test_what_is_farther_is_taken_back_and_said() -> None:
+    net = moved(imported(network()), 0.1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    _, note = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, 0.3))
+    assert note is not None
+    assert "away from the original" in note
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_what_is_no_number_is_taken_back() -> None:
+    net = moved(imported(network()), 0.1)
+    _, note = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, float("nan")))
+    assert note is not None
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+
+
+def test_without_a_teacher_training_is_taken_at_its_word() -> None:
+    net = imported(network())
+    _, note = kept_if_better(net, TEACHER, SAMPLES, Objective(distill=0.0), lambda: moved(net, 0.3))
+    assert note is None
+    assert apart(net, TEACHER, SAMPLES, Objective()) > 0
+
+
+def test_the_distance_is_the_mean_over_batches() -> None:
+    net = moved(imported(network()), 0.2)
+    each = [apart(net, TEACHER, [x], Objective()) for x in SAMPLES]
+    assert apart(net, TEACHER, SAMPLES, Objective()) == pytest.approx(sum(each) / 2)
+    assert apart(TEACHER, TEACHER, SAMPLES, Objective()) == pytest.approx(0.0, abs=1e-6)
