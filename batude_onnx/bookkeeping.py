@@ -39,7 +39,8 @@ def whole(seen: Survey, plan: RankPlan) -> dict[str, str]:
         if site.method is None:
             reasons[site.key] = str(site.reason)
         elif site.key not in plan.ranks:
-            reasons[site.key] = "nothing that was trained depends on it"
+            held = f": it stands in a body of {' > '.join(site.inside)}" if site.inside else ""
+            reasons[site.key] = f"nothing that was trained depends on it{held}"
         elif plan.ranks[site.key] is None:
             reasons[site.key] = "the budget pays for it as it is"
     return reasons

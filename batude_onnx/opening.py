@@ -60,8 +60,9 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         check_writable(path, settings.model, *data)
     _require_device(settings.device)
     model = load_model(settings.model)
-    if data and model.functions:
-        watch.say(f"{len(model.functions)} functions are put in the place of their calls, as their weights are trained too")
+    if model.functions and (data or settings.metric == "macs"):
+        why = "as their weights are trained too" if data else "to see how often each layer is run"
+        watch.say(f"{len(model.functions)} functions are put in the place of their calls, {why}")
         model = without_functions(model)
     for path in (settings.output, report):
         check_writable(path, settings.model, *data, *external_files(model))

@@ -197,7 +197,7 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
         torch.set_num_threads(settings.threads)
     net, teacher = import_graph(case.model, cut=True).to(settings.device), import_graph(case.model, cut=True).to(settings.device)
     teacher.requires_grad_(False)
-    sites = [site for site in sites if site.weight in net.weight_names() and net.has_step(site.key)]
+    sites = [site for site in sites if net.readers(site.weight) == 1 and net.has_step(site.key)]
     if net.refused:
         _cut(case, net, teacher, watch)
     batches = _batches(case, net, recipe.batch, watch)

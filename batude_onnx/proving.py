@@ -59,7 +59,7 @@ def survey(model: ir.Model, inputs: Shapes | None = None) -> Survey:
 
     Shapes are inferred; where that does not reach a layer, the model is run once in onnxruntime to see them.
     """
-    specs = input_specs(model)
+    specs, model = input_specs(model), layers.distinct(model)
     require_fit(specs, inputs or {})
     shapes = layers.infer_shapes(model, inputs)
     sites = layers.find_sites(model, shapes)
