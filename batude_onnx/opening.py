@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from batude_onnx import layers
 from batude_onnx.budget import parse_budget
 from batude_onnx.budget.problem import fixed_cost, require_feasible
-from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError, UnsupportedError
+from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError
 from batude_onnx.loading import (
     Dataset,
     InputSpec,
@@ -74,12 +73,10 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
     nodes = layers.nodes_by_key(model)
     dataset = None
-    if settings.data is not None:
-        _require_trainable(seen, nodes)
-        if any(_is_open(spec) and spec.name not in settings.inputs for spec in seen.specs):
-            dataset = load_data(settings.data, seen)
-            settings = replace(settings, inputs={seen.specs[0].name: _sizes(seen.specs[0], dataset)})
-            seen = survey(model, settings.inputs)
+    if settings.data is not None and any(_is_open(spec) and spec.name not in settings.inputs for spec in seen.specs):
+        dataset = load_data(settings.data, seen)
+        settings = replace(settings, inputs={seen.specs[0].name: _sizes(seen.specs[0], dataset)})
+        seen = survey(model, settings.inputs)
     uncounted = [site.key for site in seen.sites if not site.positions]
     if settings.metric == "macs" and (uncounted or not seen.cost.macs):
         given = " ".join(_example_shape(spec) for spec in seen.specs if _is_open(spec))
@@ -108,18 +105,18 @@ def _require_device(device: str) -> None:
         raise RuntimeMissingError(f"torch has no device {device!r} here ({reason}); use --device cpu") from error
 
 
-def _require_trainable(seen: Survey, nodes: Mapping[str, ir.Node]) -> None:
-    """Raises UnsupportedError for a model of another precision than float32, which torch would not train as it is."""
-    for spec in seen.specs:
+def untrainable(case: Case) -> str | None:
+    """Why torch would not train a model as it is; None where it would."""
+    for spec in case.seen.specs:
         if spec.dtype.kind == "f" and spec.dtype != np.float32:
-            raise UnsupportedError(f"input {spec} is not float32, which training needs: convert the model, or run without --data")
-    for site in seen.compressible:
+            return f"input {spec} is not float32, which training needs"
+    nodes = layers.nodes_by_key(case.model)
+    for site in case.seen.compressible:
         stored, read = layers.weight_type(nodes[site.key])
         if {stored, read} != {ir.DataType.FLOAT}:
             held = f"stored as {stored.name}" if stored != ir.DataType.FLOAT else f"read as {read.name}"
-            raise UnsupportedError(
-                f"weight {site.weight} is {held}, and training needs FLOAT: convert the model, or run without --data"
-            )
+            return f"weight {site.weight} is {held}, and training needs FLOAT"
+    return None
 
 
 def load_data(source: Source, seen: Survey) -> Dataset:

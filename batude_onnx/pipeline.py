@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from batude_onnx import bookkeeping, decomposition, layers
+from batude_onnx import bookkeeping, decomposition, layers, untrained
 from batude_onnx.errors import (
     BudgetMissedError,
     DataError,
@@ -25,10 +25,10 @@ from batude_onnx.loading import (
     load_model,
     save_model,
 )
-from batude_onnx.opening import Case, classes, load_data, open_case, report_path
+from batude_onnx.opening import Case, classes, load_data, open_case, report_path, untrainable
 from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, origin_of, outputs_of, parity_feeds, survey
-from batude_onnx.records import Comparison, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict
+from batude_onnx.records import Comparison, FloatArray, OutputDifference, Site, TrainResult, Verdict
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
@@ -61,7 +61,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     case = open_case(settings, watch)
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
-    result, expected = _without_data(case, watch) if case.dataset is None else _with_data(case, watch, began)
+    result, expected = _compressed(case, watch, began)
     notes = bookkeeping.metadata(case, result.plan, result.chains)
     finished = rewrite(case.model, result.chains, weights=result.weights, biases=result.biases, metadata=notes)
     if settings.simplify:
@@ -73,7 +73,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
         budget=case.budget,
         ranks=result.plan.chosen(),
         methods=bookkeeping.methods(result.chains),
-        whole=bookkeeping.whole(case.seen, result.plan),
+        whole=bookkeeping.whole(case.seen, result),
         surgery=surgery,
         parity=parity,
         comparison=comparison,
@@ -124,12 +124,13 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
     """
     sites = case.seen.compressible
     ways = [decomposition.alternatives(site) if RECIPES[case.settings.recipe].formats else (site,) for site in sites]
-    nodes, proofs = layers.nodes_by_key(case.model), []
+    weights, biases = untrained.stored(case, sites)
+    proofs = []
     for number in range(max(map(len, ways), default=1)):
         chains = {}
         for site in (way[min(number, len(way) - 1)] for way in ways):
             most = decomposition.method_of(site).max_ranks(site.shape, site.geometry.groups)
-            chains[site.key] = _factor(site, nodes[site.key], most)
+            chains[site.key] = untrained.factor(site, weights[site.key], biases.get(site.key), most)
         rewritten = rewrite(case.model, chains)
         found = outputs_of(open_graph(rewritten, case.settings.provider, case.settings.threads), case.feeds)
         proofs.append(compare(outputs_of(case.original, case.feeds), found, half=case.seen.half))
@@ -144,29 +145,53 @@ def _where(reference: ir.Model, other: ir.Model, case: Case) -> str:
     return "all values on the way that both have are equal" if found is None else str(found)
 
 
-def _factor(site: Site, node: ir.Node, ranks: tuple[int, ...]) -> FactorChain:
-    """The chain of a layer as it stands in the file."""
-    bias = layers.read_bias(node)
-    return decomposition.method_of(site).factor(
-        torch.from_numpy(layers.read_weight(node).copy()),
-        None if bias is None else torch.from_numpy(bias.copy()),
-        site.geometry,
-        ranks,
-        None,
-    )
+def _compressed(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
+    """Ranks and factors, and what the finished file must give; by training where there is data and the graph can be imported."""
+    if case.dataset is None:
+        watch.say(
+            "no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)"
+        )
+        result = untrained.from_weights(case)
+        return result, _dense_outputs(case, result)
+    net, reason = _imported(case, _trains(case.settings))
+    return _from_samples(case, watch, reason) if net is None else _with_data(case, net, watch, began)
 
 
-def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
-    """Ranks and factors from the weights alone. What is expected: the original graph with the dense weights these stand for."""
-    watch.say("no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)")
-    sites, nodes = case.seen.compressible, layers.nodes_by_key(case.model)
-    weights = {site.key: torch.from_numpy(layers.read_weight(nodes[site.key]).copy()) for site in sites}
-    recipe = replace(RECIPES[case.settings.recipe], measures=False)
-    sites, _, plan = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, {}, planning.unmeasured)
-    by_key = {site.key: site for site in sites}
-    chains = {key: _factor(by_key[key], nodes[key], ranks) for key, ranks in plan.chosen().items()}
-    result = TrainResult(plan, chains, {}, {})
+def _trains(settings: Settings) -> bool:
+    return bool(settings.epochs or settings.seconds)
+
+
+def _from_samples(case: Case, watch: Watch, reason: str) -> tuple[TrainResult, Feeds]:
+    """Without training and without the graph in torch, for the `reason` given."""
+    trains, recipe = _trains(case.settings), RECIPES[case.settings.recipe]
+    if trains and recipe.share:
+        raise UnsupportedError(f"recipe {recipe.name!r} learns ranks in training, and {reason}: take the default recipe")
+    watch.say(f"{'nothing can be trained' if trains else 'no import'}: {reason}")
+    watch.say("ranks and factors come from what onnxruntime shows of the layers")
+    result = untrained.from_samples(case, watch)
     return result, _dense_outputs(case, result)
+
+
+def _imported(case: Case, trains: bool) -> tuple[GraphNet | None, str]:
+    """The graph as a network in torch; None, and the reason, where it cannot be trained or need not be."""
+    if (reason := untrainable(case)) is not None:
+        return None, reason
+    try:
+        net = import_graph(case.model, cut=True)
+    except UnsupportedError as error:
+        return None, str(error).splitlines()[0]
+    within = [site for site in case.seen.compressible if _trained(net, site)]
+    if not within:
+        return None, "no layer that can be compressed is reached by training"
+    if not trains and (net.refused or len(within) < len(case.seen.compressible)):
+        beyond = len(case.seen.compressible) - len(within)
+        return None, net.refused.splitlines()[0] if net.refused else f"{beyond} layers stand where torch does not reach them"
+    return net, ""
+
+
+def _trained(net: GraphNet, site: Site) -> bool:
+    """Whether a layer is one step of the network: its weight in an unrolled loop is that of several."""
+    return net.readers(site.weight) == 1 and net.has_step(site.key)
 
 
 def _dense(case: Case, result: TrainResult) -> ir.Model:
@@ -187,7 +212,7 @@ def _dense_outputs(case: Case, result: TrainResult) -> Feeds:
     return outputs_of(open_graph(_dense(case, result), case.settings.provider, case.settings.threads), case.feeds)
 
 
-def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
+def _with_data(case: Case, net: GraphNet, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
     """Measured ranks, BC-ADL, factors re-fitted and fine-tuned. What is expected: what the trained torch module gives."""
     settings, dataset, sites = case.settings, case.dataset, case.seen.compressible
     assert dataset is not None
@@ -195,15 +220,15 @@ def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fee
     torch.manual_seed(settings.seed)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    net, teacher = import_graph(case.model, cut=True).to(settings.device), import_graph(case.model, cut=True).to(settings.device)
+    net, teacher = net.to(settings.device), import_graph(case.model, cut=True).to(settings.device)
     teacher.requires_grad_(False)
-    sites = [site for site in sites if net.readers(site.weight) == 1 and net.has_step(site.key)]
+    sites = [site for site in sites if _trained(net, site)]
     if net.refused:
         _cut(case, net, teacher, watch)
     batches = _batches(case, net, recipe.batch, watch)
     calibration = batches.sample(_affordable(case, 2.0, CALIBRATION_LEAST, CALIBRATION), settings.seed)
     if not any(output.requires_grad for output in net.eval()(calibration[0])):
-        raise UnsupportedError("no output has a gradient (an ArgMax has none): make its input the output, or run without --data")
+        return _from_samples(case, watch, "no output has a gradient (an ArgMax has none): make its input the output to train it")
     moments = batches.sample(MOMENTS, settings.seed + 1)
     metrics = statistics.collect_metrics(net, sites, moments, settings.seed) if recipe.measures else {}
     # Of a network that is truncated in one layer, on the average half is run.

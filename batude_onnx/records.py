@@ -202,13 +202,17 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training hands on: chains for the chosen sites, new values of every other weight by initializer name."""
+    """What training hands on: chains for the chosen sites, new values of every other weight by initializer name.
+
+    `kept`: why sites were left whole that the plan does not name.
+    """
 
     plan: RankPlan
     chains: Mapping[str, FactorChain]
     weights: Mapping[str, FloatArray]
     biases: Mapping[str, FloatArray]
     history: tuple[Mapping[str, float | int | str], ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -218,8 +218,8 @@ class GraphNet(Store):
 
     def readers(self, name: str) -> int:
         """How many steps use a weight, by its name: one in an unrolled loop is used by several."""
-        slot = self._by_name[name].slot if name in self._by_name else NONE
-        return sum(slot in take for _, _, take, *_ in self._plan)
+        held = self._by_name.get(name)
+        return 0 if held is None else sum(held.slot in take for _, _, take, *_ in self._plan)
 
     def has_step(self, key: str) -> bool:
         """Whether the node whose first output is `key` is executed (and not computed at import)."""

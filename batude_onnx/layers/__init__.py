@@ -5,6 +5,7 @@ from batude_onnx.layers import conv as conv
 from batude_onnx.layers import conv_transpose as conv_transpose
 from batude_onnx.layers import foreign as foreign
 from batude_onnx.layers import linear as linear
+from batude_onnx.layers.conv_transpose import link as conv_link
 from batude_onnx.layers.find import (
     constants_by_name,
     copied_biases,
@@ -26,6 +27,7 @@ __all__ = [
     "bias_type",
     "constants",
     "constants_by_name",
+    "conv_link",
     "copied_biases",
     "count",
     "distinct",
