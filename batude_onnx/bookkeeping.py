@@ -32,15 +32,18 @@ def methods(chains: Mapping[str, FactorChain]) -> dict[str, str]:
     return {key: chain.method for key, chain in chains.items()}
 
 
-def whole(seen: Survey, plan: RankPlan) -> dict[str, str]:
+def whole(seen: Survey, result: TrainResult) -> dict[str, str]:
     """Every layer left alone, with its reason."""
     reasons = {}
     for site in seen.sites:
         if site.method is None:
             reasons[site.key] = str(site.reason)
-        elif site.key not in plan.ranks:
-            reasons[site.key] = "nothing that was trained depends on it"
-        elif plan.ranks[site.key] is None:
+        elif site.key in result.kept:
+            reasons[site.key] = result.kept[site.key]
+        elif site.key not in result.plan.ranks:
+            held = f": it stands in a body of {' > '.join(site.inside)}" if site.inside else ""
+            reasons[site.key] = f"nothing that was trained depends on it{held}"
+        elif result.plan.ranks[site.key] is None:
             reasons[site.key] = "the budget pays for it as it is"
     return reasons
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from batude_onnx import layers
 from batude_onnx.budget import parse_budget
 from batude_onnx.budget.problem import fixed_cost, require_feasible
-from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError, UnsupportedError
+from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError
 from batude_onnx.loading import (
     Dataset,
     InputSpec,
@@ -60,8 +59,9 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         check_writable(path, settings.model, *data)
     _require_device(settings.device)
     model = load_model(settings.model)
-    if data and model.functions:
-        watch.say(f"{len(model.functions)} functions are put in the place of their calls, as their weights are trained too")
+    if model.functions and (data or settings.metric == "macs"):
+        why = "as their weights are trained too" if data else "to see how often each layer is run"
+        watch.say(f"{len(model.functions)} functions are put in the place of their calls, {why}")
         model = without_functions(model)
     for path in (settings.output, report):
         check_writable(path, settings.model, *data, *external_files(model))
@@ -73,13 +73,11 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
     nodes = layers.nodes_by_key(model)
     dataset = None
-    if settings.data is not None:
-        _require_trainable(seen, nodes)
-        if seen.feeding.taken or seen.feeding.refused:
-            dataset = load_data(settings.data, seen)
-            sizes = Given(_sizes(seen.specs[0], dataset))
-            settings = replace(settings, inputs=replace(settings.inputs, inputs={seen.specs[0].name: sizes}))
-            seen = survey(model, settings.inputs)
+    if settings.data is not None and (seen.feeding.taken or seen.feeding.refused):
+        dataset = load_data(settings.data, seen)
+        sizes = Given(_sizes(seen.specs[0], dataset))
+        settings = replace(settings, inputs=replace(settings.inputs, inputs={seen.specs[0].name: sizes}))
+        seen = survey(model, settings.inputs)
     uncounted = [site.key for site in seen.sites if not site.positions]
     if settings.metric == "macs" and (uncounted or not seen.cost.macs):
         if seen.feeding.refused:
@@ -109,18 +107,18 @@ def _require_device(device: str) -> None:
         raise RuntimeMissingError(f"torch has no device {device!r} here ({reason}); use --device cpu") from error
 
 
-def _require_trainable(seen: Survey, nodes: Mapping[str, ir.Node]) -> None:
-    """Raises UnsupportedError for a model of another precision than float32, which torch would not train as it is."""
-    for spec in seen.specs:
+def untrainable(case: Case) -> str | None:
+    """Why torch would not train a model as it is; None where it would."""
+    for spec in case.seen.specs:
         if spec.dtype.kind == "f" and spec.dtype != np.float32:
-            raise UnsupportedError(f"input {spec} is not float32, which training needs: convert the model, or run without --data")
-    for site in seen.compressible:
+            return f"input {spec} is not float32, which training needs"
+    nodes = layers.nodes_by_key(case.model)
+    for site in case.seen.compressible:
         stored, read = layers.weight_type(nodes[site.key])
         if {stored, read} != {ir.DataType.FLOAT}:
             held = f"stored as {stored.name}" if stored != ir.DataType.FLOAT else f"read as {read.name}"
-            raise UnsupportedError(
-                f"weight {site.weight} is {held}, and training needs FLOAT: convert the model, or run without --data"
-            )
+            return f"weight {site.weight} is {held}, and training needs FLOAT"
+    return None
 
 
 def load_data(source: Source, seen: Survey) -> Dataset:

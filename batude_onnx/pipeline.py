@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
-from batude_onnx import benching, bookkeeping, decomposition, layers
+from batude_onnx import benching, bookkeeping, decomposition, layers, trained, untrained
 from batude_onnx.errors import (
     BudgetMissedError,
-    DataError,
     ParityError,
     UnsupportedError,
 )
-from batude_onnx.importer import GraphNet, import_graph, inlined
 from batude_onnx.loading import (
     load_model,
     save_model,
 )
-from batude_onnx.opening import Case, classes, load_data, open_case, report_path
-from batude_onnx.outside import Outside
-from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey
+from batude_onnx.opening import Case, load_data, open_case, report_path
+from batude_onnx.proving import Feeds, Survey, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey
 from batude_onnx.records import (
     Benchmark,
     Comparison,
-    FactorChain,
-    FloatArray,
     OutputDifference,
-    Site,
     TrainResult,
     Verdict,
     Wishes,
@@ -42,25 +33,8 @@ from batude_onnx.records import (
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
-from batude_onnx.training import compressing, judging, normalisation, planning, refit, sensitivity, statistics
-from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
-from batude_onnx.training.loop import train
-from batude_onnx.training.recipe import RECIPES, Recipe
-from batude_onnx.training.timetable import Timetable, seconds_per_epoch
+from batude_onnx.training.recipe import RECIPES
 from batude_onnx.validation import compare, open_graph, open_session, require
-
-# Samples for BatchNorm statistics and re-fitting, for the moments of the metric, and for the truncation of each layer. Fewer
-# are taken where the network is large, so that each stays a matter of minutes: each may take so many multiply-accumulates.
-CALIBRATION, CALIBRATION_LEAST = 1024, 128
-MOMENTS = 512
-SENSITIVITY, SENSITIVITY_LEAST = 256, 16
-AFFORDABLE_MACS = 10**13
-# Samples on which it is told whether training has helped.
-JUDGED = 256
-# Rewriting, onnxsim, and the latency of the two models in turns.
-WRITING_SECONDS = 7.0
-# Nodes that cannot be imported and are named with their reasons.
-REASONS = 5
 
 
 def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
@@ -73,7 +47,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     case = open_case(settings, watch)
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
-    result, expected = _without_data(case, watch) if case.dataset is None else _with_data(case, watch, began)
+    result, expected = _compressed(case, watch, began)
     notes = bookkeeping.metadata(case, result.plan, result.chains)
     finished = rewrite(case.model, result.chains, weights=result.weights, biases=result.biases, metadata=notes)
     if settings.simplify:
@@ -85,7 +59,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
         budget=case.budget,
         ranks=result.plan.chosen(),
         methods=bookkeeping.methods(result.chains),
-        whole=bookkeeping.whole(case.seen, result.plan),
+        whole=bookkeeping.whole(case.seen, result),
         surgery=surgery,
         parity=parity,
         comparison=comparison,
@@ -155,12 +129,13 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
     """
     sites = case.seen.compressible
     ways = [decomposition.alternatives(site) if RECIPES[case.settings.recipe].formats else (site,) for site in sites]
-    nodes, proofs = layers.nodes_by_key(case.model), []
+    weights, biases = untrained.stored(case, sites)
+    proofs = []
     for number in range(max(map(len, ways), default=1)):
         chains = {}
         for site in (way[min(number, len(way) - 1)] for way in ways):
             most = decomposition.method_of(site).max_ranks(site.shape, site.geometry.groups)
-            chains[site.key] = _factor(site, nodes[site.key], most)
+            chains[site.key] = untrained.factor(site, weights[site.key], biases.get(site.key), most)
         rewritten = rewrite(case.model, chains)
         found = outputs_of(open_graph(rewritten, case.settings.provider, case.settings.threads), case.feeds)
         proofs.append(compare(outputs_of(case.original, case.feeds), found, half=case.seen.half))
@@ -175,28 +150,24 @@ def _where(reference: ir.Model, other: ir.Model, case: Case) -> str:
     return "all values on the way that both have are equal" if found is None else str(found)
 
 
-def _factor(site: Site, node: ir.Node, ranks: tuple[int, ...]) -> FactorChain:
-    """The chain of a layer as it stands in the file."""
-    bias = layers.read_bias(node)
-    return decomposition.method_of(site).factor(
-        torch.from_numpy(layers.read_weight(node).copy()),
-        None if bias is None else torch.from_numpy(bias.copy()),
-        site.geometry,
-        ranks,
-        None,
-    )
-
-
-def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
-    """Ranks and factors from the weights alone. What is expected: the original graph with the dense weights these stand for."""
-    watch.say("no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)")
-    sites, nodes = case.seen.compressible, layers.nodes_by_key(case.model)
-    weights = {site.key: torch.from_numpy(layers.read_weight(nodes[site.key]).copy()) for site in sites}
-    recipe = replace(RECIPES[case.settings.recipe], measures=False)
-    sites, _, plan = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, {}, planning.unmeasured)
-    by_key = {site.key: site for site in sites}
-    chains = {key: _factor(by_key[key], nodes[key], ranks) for key, ranks in plan.chosen().items()}
-    result = TrainResult(plan, chains, {}, {})
+def _compressed(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
+    """Ranks and factors, and what the finished file must give; by training where there is data and the graph can be imported."""
+    if case.dataset is None:
+        watch.say(
+            "no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)"
+        )
+        result = untrained.from_weights(case)
+        return result, _dense_outputs(case, result)
+    trains, recipe = bool(case.settings.epochs or case.settings.seconds), RECIPES[case.settings.recipe]
+    prepared, reason = trained.prepare(case, trains, watch)
+    if prepared is not None:
+        result, outputs = trained.finish(case, prepared, watch, began)
+        return result, outputs if outputs is not None else _dense_outputs(case, result)
+    if trains and recipe.share:
+        raise UnsupportedError(f"recipe {recipe.name!r} learns ranks in training, and {reason}: take the default recipe")
+    watch.say(f"{'nothing can be trained' if trains else 'no import'}: {reason}")
+    watch.say("ranks and factors come from what onnxruntime shows of the layers")
+    result = untrained.from_samples(case, watch)
     return result, _dense_outputs(case, result)
 
 
@@ -216,156 +187,6 @@ def _dense(case: Case, result: TrainResult) -> ir.Model:
 def _dense_outputs(case: Case, result: TrainResult) -> Feeds:
     """What that graph gives."""
     return outputs_of(open_graph(_dense(case, result), case.settings.provider, case.settings.threads), case.feeds)
-
-
-def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
-    """Measured ranks, BC-ADL, factors re-fitted and fine-tuned. What is expected: what the trained torch module gives."""
-    settings, dataset, sites = case.settings, case.dataset, case.seen.compressible
-    assert dataset is not None
-    recipe = RECIPES[settings.recipe]
-    torch.manual_seed(settings.seed)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    net, teacher = import_graph(case.model, cut=True).to(settings.device), import_graph(case.model, cut=True).to(settings.device)
-    teacher.requires_grad_(False)
-    sites = [site for site in sites if site.weight in net.weight_names() and net.has_step(site.key)]
-    if net.refused:
-        _cut(case, net, teacher, watch)
-    batches = _batches(case, net, recipe.batch, watch)
-    calibration = batches.sample(_affordable(case, 2.0, CALIBRATION_LEAST, CALIBRATION), settings.seed)
-    if not any(output.requires_grad for output in net.eval()(calibration[0])):
-        raise UnsupportedError("no output has a gradient (an ArgMax has none): make its input the output, or run without --data")
-    moments = batches.sample(MOMENTS, settings.seed + 1)
-    metrics = statistics.collect_metrics(net, sites, moments, settings.seed) if recipe.measures else {}
-    # Of a network that is truncated in one layer, on the average half is run.
-    passes = len(sites) * len(sensitivity.LOST) / 2
-    tried = batches.sample(_affordable(case, passes, SENSITIVITY_LEAST, SENSITIVITY), settings.seed + 2)
-
-    def measure(some: Sequence[Site], losses: Mapping[str, FloatArray]) -> Mapping[str, sensitivity.Curve]:
-        return sensitivity.measure(
-            net, some, losses, case.budget.metric, tried, metrics, recipe.objective,
-            lambda done, total: watch.count("measuring layers", done, total),
-        )  # fmt: skip
-
-    weights = compressing.current_weights(net, sites)
-    sites, rules, plan = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, metrics, measure)
-    if not plan.chosen():
-        watch.say("every layer fits into the budget as it is: nothing is trained")
-        return TrainResult(plan, {}, {}, {}), outputs_of(case.original, case.feeds)
-    history: tuple[Mapping[str, float | int | str], ...] = ()
-    keys = [site.key for site in sites]
-    timetable = None if settings.seconds is None else Timetable(began, settings.seconds, _proving_seconds(case))
-    epochs = settings.epochs if timetable is None else _epochs_in(timetable, net, teacher, batches, recipe, keys, watch)
-    learning = recipe.share * epochs
-    if epochs:
-        if recipe.restore and batches.batch > 1:
-            normalisation.restore(net, normalisation.restorable(case.seen.sites), calibration)
-        if learning:
-            plan, history = compressing.learn_ranks(
-                net, teacher, sites, batches, recipe, rules,
-                metric=case.budget.metric, epochs=learning, report=watch.train,
-                seconds=None if timetable is None else recipe.share * timetable.left(),
-            )  # fmt: skip
-            metrics = statistics.collect_metrics(net, sites, moments, settings.seed) if recipe.measures else {}
-    dense = copy.deepcopy(net)
-    compressing.decompose(net, sites, plan, metrics)
-    if recipe.refit:
-        chosen = [site for site in sites if site.key in plan.chosen()]
-        refit.refit(net, dense, chosen, calibration, metrics, lambda done, total: watch.count("re-fitting", done, total))
-    if epochs:
-        tuned, note = judging.kept_if_better(
-            net, teacher, batches.sample(JUDGED, settings.seed + 3), recipe.objective,
-            lambda: train(
-                net, teacher, batches, recipe, recipe.finetune, name="fine-tuning", epochs=epochs - learning, report=watch.train,
-                seconds=None if timetable is None else max(timetable.left(), 1e-3), keys=keys,
-            ),
-        )  # fmt: skip
-        history = (*history, *tuned)
-        if note:
-            watch.say(note)
-    result = compressing.harvest(net, case.seen.sites, plan, history)
-    return result, _torch_outputs(net, case) if not net.refused else _dense_outputs(case, result)
-
-
-def _cut(case: Case, net: GraphNet, teacher: GraphNet, watch: Watch) -> None:
-    """Say what was left out of `net`, and feed both networks with what that part gives in the original."""
-    head, *reasons = net.refused.splitlines()
-    watch.say(f"{head}; the others are trained towards the original's values of {', '.join(net.output_names)}")
-    for reason in reasons[:REASONS]:
-        watch.say(reason)
-    if len(reasons) > REASONS:
-        watch.say(f"  and {len(reasons) - REASONS} more")
-    if net.given_names:
-        outside = Outside(inlined(case.model), net.given_names, case.settings.provider, case.settings.threads)
-        net.feed(outside)
-        teacher.feed(outside)
-
-
-def _epochs_in(
-    timetable: Timetable, net: GraphNet, teacher: GraphNet, batches: Batches, recipe: Recipe, keys: list[str], watch: Watch
-) -> float:
-    """About how many epochs fit into the time that is left; 0 where not even a few mini-batches do."""
-    each = seconds_per_epoch(net, teacher, batches, recipe, keys)
-    left = timetable.left()
-    if left * len(batches) < 10 * each:
-        watch.say(f"{timetable.seconds:.0f} s are spent on measuring and proving: nothing is trained (give more time)")
-        return 0.0
-    watch.say(f"{left:.0f} of {timetable.seconds:.0f} s are for training, which is about {left / each:.2g} epochs")
-    return left / each
-
-
-def _proving_seconds(case: Case) -> float:
-    """What comes after training: both models scored on the test data, and a few seconds for writing and the latency."""
-    dataset, spec = case.dataset, case.seen.specs[0]
-    assert dataset is not None
-    samples = len(dataset.x_train if dataset.x_test is None else dataset.x_test)
-    outputs_of(case.original, case.feeds)  # the first run also sets memory up
-    start = time.monotonic()
-    outputs_of(case.original, case.feeds)
-    return 2 * samples * (time.monotonic() - start) / len(case.feeds[spec.name]) + WRITING_SECONDS
-
-
-def _affordable(case: Case, passes: float, least: int, most: int) -> int:
-    """How many samples may go through the network `passes` times."""
-    return min(most, max(least, int(AFFORDABLE_MACS / (max(1, case.seen.cost.macs) * max(1.0, passes)))))
-
-
-def _batches(case: Case, net: GraphNet, batch: int, watch: Watch) -> Batches:
-    dataset, source, spec = case.dataset, case.settings.data, case.seen.specs[0]
-    assert dataset is not None
-    assert source is not None
-    images = dataset.x_train.dtype == np.uint8
-    augmentation = Augmentation()
-    if images and source.augment:
-        augmentation = Augmentation(shift=dataset.x_train.shape[1] // 8, flip=dataset.x_train.shape[3] == 3)
-    fixed = batch_of(spec)
-    if fixed is not None and not net.given_names and takes_any_batch(net, case.feeds[spec.name]):
-        fixed = None
-    if fixed is not None:
-        watch.say(f"the model takes batches of {fixed} only, and is trained with those: an open batch would train better")
-        if len(dataset.x_train) < fixed:
-            raise DataError(f"{source.path}: {len(dataset.x_train)} training samples do not fill a batch of {fixed}")
-    return Batches(
-        dataset.x_train,
-        dataset.y_train if classes(case.seen) and not net.refused else None,
-        batch=fixed or batch,
-        whole=fixed is not None,
-        mean=dataset.mean,
-        std=dataset.std,
-        augmentation=augmentation,
-        device=case.settings.device,
-        seed=case.settings.seed,
-    )
-
-
-def _torch_outputs(net: GraphNet, case: Case) -> Feeds:
-    """What the trained network gives for the parity samples, which are whole batches where the model fixes their size."""
-    net.eval()
-    (samples,) = case.feeds.values()
-    x = torch.from_numpy(samples).to(case.settings.device)
-    with torch.no_grad():
-        parts = [net(part) for part in torch.split(x, batch_of(case.seen.specs[0]) or len(x))]
-    return {name: torch.cat([part[k] for part in parts]).cpu().numpy() for k, name in enumerate(net.output_names)}
 
 
 def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:

@@ -70,7 +70,8 @@ def survey(model: ir.Model, wishes: Wishes | None = None) -> Survey:
     Shapes are inferred; where that does not reach a layer, the model is run once in onnxruntime to see them. Where no sizes are
     found for inputs that leave them open, parameters are counted, and MACs are not.
     """
-    feeding = settle(model, input_specs(model), wishes or Wishes(), lambda: open_graph(model).run)
+    specs, model = input_specs(model), layers.distinct(model)
+    feeding = settle(model, specs, wishes or Wishes(), lambda: open_graph(model).run)
     shapes = layers.infer_shapes(model, feeding.shapes())
     sites = layers.find_sites(model, shapes)
     outputs = tuple(str(value.name) for value in model.graph.outputs)

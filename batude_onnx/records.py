@@ -105,16 +105,16 @@ class FactorChain:
 class Site:
     """One layer found in the graph.
 
-    `key` is the node's first output name, unique in the graph; `data` names the value that it is applied to. `positions` is
-    how many times the kernel is applied per sample (the product of the output's spatial sizes; in a run of a file that fixes
-    its batch, times that batch), 0 where shapes are unknown;
+    `key` is the distinct name of the node's first output (see `layers.scopes`); `data` names the value that it is applied to.
+    `positions` is how many times the kernel is applied per sample (the product of the output's spatial sizes; in a run of a file
+    that fixes its batch, times that batch), 0 where shapes are unknown;
     `input_positions` the same for the input, since a factor in front of a strided core runs on the larger map;
     `halfway_positions` the same for a kernel that walks over the first spatial axis alone. A transposed convolution applies its
     kernel at each position of its input: `outgoing_positions` then says how many its output has.
     `method` names the decomposition, or is None and `reason` says why the layer is left whole. `layout`: how the file stores
     the weight. `normalised`: a BatchNormalization reads the layer's output. `joined`: the output of
     the Add that alone reads this layer's output, where no other layer stands between the two (so that its other side is known
-    when this layer is fitted), else None.
+    when this layer is fitted), else None. `inside`: the ops, or the function, in whose bodies the node stands, outermost first.
     """
 
     key: str
@@ -134,6 +134,7 @@ class Site:
     joined: str | None = None
     halfway_positions: int = 0
     outgoing_positions: int | None = None
+    inside: tuple[str, ...] = ()
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -209,13 +210,17 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training hands on: chains for the chosen sites, new values of every other weight by initializer name."""
+    """What training hands on: chains for the chosen sites, new values of every other weight by initializer name.
+
+    `kept`: why sites were left whole that the plan does not name.
+    """
 
     plan: RankPlan
     chains: Mapping[str, FactorChain]
     weights: Mapping[str, FloatArray]
     biases: Mapping[str, FloatArray]
     history: tuple[Mapping[str, float | int | str], ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -74,12 +74,12 @@ def test_a_plan_is_made_of_the_chosen_methods() -> None:
     for weight, name in ((CHANNELS, "tucker2"), (LINES, "separable")):
         model = conv_model(weight, floats(12), (6, 6))
         budget = Budget("params", 170, "170")
-        sites, rules, plan = planning.plan_layers(
+        planned = planning.plan_layers(
             sites_of(model), {"y": torch.from_numpy(weight)}, budget, whole, recipe, {}, planning.unmeasured
         )
-        assert [made.method for made in sites] == [name]
-        assert plan.cost.params <= 170
-        near = rules.nearest("y", (torch.from_numpy(weight),), plan.chosen()["y"])[0]
+        assert [made.method for made in planned.sites] == [name]
+        assert planned.plan.cost.params <= 170
+        near = planned.rules.nearest("y", (torch.from_numpy(weight),), planned.plan.chosen()["y"])[0]
         torch.testing.assert_close(near, torch.from_numpy(weight), rtol=0, atol=1e-5)
 
 
@@ -96,7 +96,8 @@ def test_all_layers_that_change_their_method_are_measured_again() -> None:
         measured.append([made.key for made in some])
         return {made.key: Curve((0.01, 0.5), (1e-6, 1e-3) if made.key == "c1" else (1e-3, 1.0)) for made in some}
 
-    chosen, _, plan = planning.plan_layers(sites, weights, budget, whole, recipe, {}, measure)
+    planned = planning.plan_layers(sites, weights, budget, whole, recipe, {}, measure)
+    chosen, plan = planned.sites, planned.plan
     first = formats.choose(sites, losses_in(weights), "params", formats.alike(sites, budget, whole))
     changed = [one.key for one, other in zip(first, chosen, strict=True) if one.method != other.method]
     assert changed
@@ -108,6 +109,5 @@ def test_all_layers_that_change_their_method_are_measured_again() -> None:
         assert ranks is None or len(ranks) == len(method_of(made).max_ranks(made.shape, made.geometry.groups))
     measured.clear()
     silent = replace(recipe, formats=False, measures=False)
-    plain, _, _ = planning.plan_layers(sites, weights, budget, whole, silent, {}, measure)
-    assert plain == sites
+    assert planning.plan_layers(sites, weights, budget, whole, silent, {}, measure).sites == sites
     assert not measured

@@ -135,7 +135,7 @@ def test_a_computed_factor_is_no_parameter() -> None:
     assert count(model, shapes) == Cost(0, 3 * 5 * 7 * 5)
 
 
-def test_layers_in_inner_graphs_are_counted_but_not_touched() -> None:
+def test_layers_in_bodies_are_found_and_counted() -> None:
     inside = helper.make_graph(
         [helper.make_node("Conv", ["x", "inner_w"], ["then"])], "then", [],
         [helper.make_tensor_value_info("then", FLOAT, None)], [numpy_helper.from_array(values(6, 4, 3, 3), "inner_w")],
@@ -152,8 +152,11 @@ def test_layers_in_inner_graphs_are_counted_but_not_touched() -> None:
         [helper.make_tensor_value_info("y", FLOAT, [1, 6, 5, 4])],
         {"w": values(6, 4, 3, 3), "w2": values(6, 6, 3, 3)},
     )
-    assert list(sites_of(model)) == ["y"]
-    assert count(read(model), infer_shapes(read(model))).params == 2 * 6 * 4 * 9 + 6 * 6 * 9
+    sites = sites_of(model)
+    assert {key: (site.inside, site.positions) for key, site in sites.items()} == {
+        "else": (("If",), 42), "then": (("If",), 42), "y": ((), 20),
+    }  # fmt: skip
+    assert count(read(model), infer_shapes(read(model))) == Cost(2 * 6 * 4 * 9 + 6 * 6 * 9, 2 * 216 * 42 + 324 * 20)
 
 
 def test_whether_a_batchnorm_reads_the_layer() -> None:

@@ -150,18 +150,26 @@ def test_half_precision_without_data(tmp_path: Path) -> None:
     assert {tensor.data_type for tensor in after.graph.initializer} == {TensorProto.FLOAT16}
 
 
-def test_half_precision_is_not_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs", [0.0, 1.0])
+def test_half_precision_is_compressed_by_what_its_layers_see(tmp_path: Path, epochs: float) -> None:
     np.savez(tmp_path / "x.npz", x_train=values(8, 8, 9, 8))
-    with pytest.raises(UnsupportedError, match=r"input x: float16.* is not float32, which training needs"):
-        compress(settings_for(saved(half(), tmp_path), tmp_path, "2x", tmp_path / "x.npz"))
     nodes = [
         helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
         helper.make_node("Conv", ["h", "w"], ["c"]),
         helper.make_node("Cast", ["c"], ["y"], to=FLOAT),
     ]
     inside = one_node(nodes, (2, 8, 9, 8), (2, 12, 7, 6), {"w": values(12, 8, 3, 3).astype(np.float16)})
-    with pytest.raises(UnsupportedError, match="weight w is stored as FLOAT16, and training needs FLOAT"):
-        compress(settings_for(saved(inside, tmp_path), tmp_path, "2x", tmp_path / "x.npz"))
+    for proto, reason in (
+        (half(), "input x: float16[N, 8, 9, 8] is not float32, which training needs"),
+        (inside, "weight w is stored as FLOAT16, and training needs FLOAT"),
+    ):
+        settings, listener = settings_for(saved(proto, tmp_path), tmp_path, "2x", tmp_path / "x.npz", epochs=epochs), Listener()
+        verdict = compress(settings, listener)
+        check(verdict, settings)
+        assert verdict.ranks
+        assert f"{'nothing can be trained' if epochs else 'no import'}: {reason}" in listener.said
+    with pytest.raises(UnsupportedError, match="recipe 'batude' learns ranks in training, and weight w is stored as FLOAT16"):
+        compress(replace(settings, recipe="batude", epochs=1.0))
 
 
 def test_weights_in_another_file(trained: Path, cifar_slice: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from batude_onnx import pipeline, proving, rewriting
+from batude_onnx import pipeline, proving, rewriting, untrained
 from batude_onnx.errors import (
     BatudeError,
     BudgetMissedError,
@@ -66,14 +66,14 @@ def wrong_rewrite(calls: int) -> Patch:
 
 def wrong_chain(patch: pytest.MonkeyPatch) -> None:
     """A bias is lost on the way into the chain."""
-    real = pipeline._factor
+    real = untrained.factor
 
     def factor(*args: Any) -> FactorChain:
         chain = real(*args)
         *first, last = chain.layers
         return replace(chain, layers=(*first, replace(last, bias=None)))
 
-    patch.setattr(pipeline, "_factor", factor)
+    patch.setattr(untrained, "factor", factor)
 
 
 def too_large(patch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,11 @@ class GraphNet(Store):
         """The names of all parameters and buffers that come from the file and that a step still uses."""
         return tuple(held.name for held in self._held if held.in_file)
 
+    def readers(self, name: str) -> int:
+        """How many steps use a weight, by its name: one in an unrolled loop is used by several."""
+        held = self._by_name.get(name)
+        return 0 if held is None else sum(held.slot in take for _, _, take, *_ in self._plan)
+
     def has_step(self, key: str) -> bool:
         """Whether the node whose first output is `key` is executed (and not computed at import)."""
         return key in self._index

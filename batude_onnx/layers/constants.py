@@ -58,13 +58,18 @@ def _way(value: ir.Value | None) -> tuple[ir.Value, list[ir.Node]] | None:
     nodes: list[ir.Node] = []
     while value is not None:
         node = value.producer()
-        if value.const_value is not None or (node is not None and _is(node, "Constant")):
+        if value.const_value is not None or (node is not None and _is(node, "Constant") and not left_to_callers(node)):
             return value, nodes[::-1]
-        if node is None or not _is(node, *PASSED):
+        if node is None or not _is(node, *PASSED) or left_to_callers(node):
             return None
         nodes.append(node)
         value = node.inputs[0]
     return None
+
+
+def left_to_callers(node: ir.Node) -> list[str]:
+    """The attributes of a node in a function that each call of it sets."""
+    return [name for name, attribute in node.attributes.items() if attribute.is_ref()]
 
 
 def _is(node: ir.Node, *ops: str) -> bool:

@@ -10,30 +10,39 @@ import onnx_ir as ir
 
 from batude_onnx.layers import constants
 from batude_onnx.layers.registry import Shapes, Whole, kind_of
-from batude_onnx.records import Cost, FloatArray, Site
+from batude_onnx.layers.scopes import all_graphs, all_nodes, distinct_names, holders
+from batude_onnx.records import Cost, FloatArray, Geometry, Site
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
 def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
-    """Every node of a registered kind in the main graph, in graph order.
+    """Every node of a registered kind, in graph order: a body's behind the node that holds it, functions last.
 
-    A site that cannot be changed carries the reason; the others have neither method nor reason yet.
+    The names of `model` are distinct. A site that cannot be changed carries the reason; the others have neither method nor reason
+    yet.
     """
     sites: list[Site] = []
-    for node in model.graph:
+    inside = _places(model)
+    for node in all_nodes(model):
         if node.op_type == "Add" and sites and _only_reader(node, sites[-1]):
             sites[-1] = replace(sites[-1], joined=str(node.outputs[0].name))
         kind = kind_of(node)
-        if kind is None:
+        if kind is None or node.graph is None:
             continue
-        positions = kind.positions(node, shapes)
+        if left := constants.left_to_callers(node):
+            reason = f"its {', '.join(left)} differs from call to call of the function"
+            sites.append(Site(*_named(node), "", None, (), Geometry(), 0, 0, None, reason, inside=inside[node.graph]))
+            continue
+        place = inside[node.graph]
+        # How often such a body is run is not known.
+        positions = kind.positions(node, {} if set(place) - {"If"} else shapes)
         data = "" if node.inputs[0] is None else str(node.inputs[0].name)
         shape, geometry = kind.outline(node, shapes)
         blank = Site(
-            str(node.outputs[0].name), node.name or "", node.op_type, "", None, shape, geometry,
+            *_named(node), "", None, shape, geometry,
             positions.kernel, positions.input, None, data=data, halfway_positions=positions.halfway,
-            outgoing_positions=positions.output if geometry.transposed else None,
+            outgoing_positions=positions.output if geometry.transposed else None, inside=place,
         )  # fmt: skip
         try:
             described = kind.describe(node)
@@ -59,15 +68,37 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
     return tuple(sites)
 
 
+def _named(node: ir.Node) -> tuple[str, str, str]:
+    """Key, node and op of a site."""
+    return str(node.outputs[0].name), node.name or "", node.op_type
+
+
 def _only_reader(node: ir.Node, site: Site) -> bool:
     """Whether nothing but `node` reads the output of `site`."""
     value = next((value for value in node.inputs if value is not None and value.name == site.key), None)
     return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
 
 
+def _places(model: ir.Model) -> dict[ir.Graph, tuple[str, ...]]:
+    """For each graph what it is the body of, outermost first: ops, and functions by name."""
+    places: dict[ir.Graph, tuple[str, ...]] = {model.graph: ()}
+    places |= {function.graph: (f"function {function.name}",) for function in model.functions.values()}
+    # A node comes behind the one that holds its graph.
+    for body, node in holders(model).items():
+        assert node.graph is not None
+        places[body] = (*places[node.graph], node.op_type)
+    return places
+
+
 def nodes_by_key(model: ir.Model) -> dict[str, ir.Node]:
-    """The nodes of the main graph by their first output's name."""
-    return {str(node.outputs[0].name): node for node in model.graph if node.outputs}
+    """All nodes by the distinct name of their first output."""
+    names = distinct_names(model)
+    return {names[node.outputs[0]]: node for node in all_nodes(model) if node.outputs}
+
+
+def constants_by_name(model: ir.Model) -> dict[str, ir.Value]:
+    """Every place where a constant lives, by its distinct name."""
+    return {name: value for value, name in distinct_names(model).items() if constants.source(value) is value}
 
 
 def read_weight(node: ir.Node) -> FloatArray:
@@ -99,7 +130,7 @@ def copied_biases(nodes: Iterable[ir.Node]) -> int:
 
 def in_half(model: ir.Model) -> bool:
     """Whether the weight of any layer is stored, or read, in half precision, so that all that comes of it is rounded to that."""
-    for node in model.graph:
+    for node in all_nodes(model):
         kind = kind_of(node)
         given = node.inputs[kind.weight] if kind is not None and kind.weight < len(node.inputs) else None
         weight = constants.held(given)
@@ -115,17 +146,17 @@ def count(model: ir.Model, shapes: Shapes) -> Cost:
     batch where the file fixes it): all convolutions and matrix products; one whose shapes are unknown counts as nothing.
     """
     params = 0
-    for graph in (model.graph, *model.graph.subgraphs()):
+    for graph in all_graphs(model):
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype.is_floating_point():
                 params += value.const_value.size
     macs = 0
-    for node in model.graph.all_nodes():
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+    for node in all_nodes(model):
+        if node.op_type == "Constant" and constants.source(node.outputs[0]) is not None:
             held = constants.tensor(node.outputs[0])
             if held.dtype.is_floating_point():
                 params += prod(held.shape.numpy())
         kind = kind_of(node)
-        if kind is not None:
+        if kind is not None and not constants.left_to_callers(node):
             macs += kind.macs(node, shapes) or 0
     return Cost(params, macs)

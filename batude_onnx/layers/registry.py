@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from batude_onnx.layers.constants import ONNX_DOMAINS, Held, held, tensor
+from batude_onnx.layers.scopes import all_graphs
 from batude_onnx.records import FactorChain, FloatArray, Geometry, LayerSpec, Layout
 
 Shapes = dict[str, tuple[int, ...]]
@@ -62,25 +63,25 @@ class LayerKind:
 
 
 class Maker:
-    """Makes the initializers and values of new nodes, under names derived from the replaced node's output.
+    """Makes the constants and values of new nodes, under names derived from the replaced node's output.
 
-    Values are stored in the type in which the file holds the node's weight and bias, and cast where the node reads another.
+    Constants are initializers of the main graph; in a function, which cannot hold any, and in a body they are nodes. They are
+    stored in the type in which the file holds the node's weight and bias, and cast where the node reads another. `before`: nodes
+    that have to stand in front of the one that reads them. `opset`: of the ONNX ops where the node stands.
     """
 
-    def __init__(self, graph: ir.Graph, base: str) -> None:
-        self._graph, self._base = graph, base
-        self.casts: list[ir.Node] = []
+    def __init__(self, model: ir.Model, node: ir.Node) -> None:
+        self._main = model.graph if node.graph is model.graph else None
+        self._base = str(node.outputs[0].name)
+        self.before: list[ir.Node] = []
+        function = next((one for one in model.functions.values() if any(node is made for made in one.all_nodes())), None)
+        imports = (model if function is None else function).opset_imports
+        self.opset: int = imports.get("", imports.get("ai.onnx", 1))
         self._taken: set[str | None] = set()
-        # Names of inner graphs count too, since a value of theirs may not have the name of an outer one.
-        for scope in (graph, *graph.subgraphs()):
+        # Names of other graphs count too, since a value of an inner one may not have the name of an outer one.
+        for scope in all_graphs(model):
             self._taken |= set(scope.initializers) | {value.name for value in scope.inputs}
-            self._taken |= {node.name for node in scope} | {value.name for node in scope for value in node.outputs}
-
-    @property
-    def opset(self) -> int:
-        """Of the ONNX ops."""
-        imports = self._graph.opset_imports
-        return imports.get("", imports.get("ai.onnx", 1))
+            self._taken |= {made.name for made in scope} | {value.name for made in scope for value in made.outputs}
 
     def name(self, suffix: str) -> str:
         """`<base>_<suffix>`, numbered where the graph already has that name."""
@@ -92,19 +93,24 @@ class Maker:
         return name
 
     def constant(self, suffix: str, values: FloatArray, stored: ir.DataType, read: ir.DataType) -> ir.Value:
-        """A new initializer of the type `stored`, as a value of the type `read`; `casts` takes up the node that is needed."""
+        """A new constant of the type `stored`, as a value of the type `read`; `before` takes up the nodes that are needed."""
         name = self.name(suffix)
-        array = np.ascontiguousarray(values.astype(stored.numpy()))
-        value = ir.Value(
-            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(stored), const_value=ir.Tensor(array, name=name)
-        )
-        self._graph.register_initializer(value)
+        tensor = ir.Tensor(np.ascontiguousarray(values.astype(stored.numpy())), name=name)
+        if self._main is None:
+            value = self._node("Constant", [], {"value": tensor}, f"{suffix}_node", name, stored)
+        else:
+            value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(stored), const_value=tensor)
+            self._main.register_initializer(value)
         if stored == read:
             return value
-        node = ir.node("Cast", [value], {"to": int(read)}, name=self.name(f"{suffix}_cast"))
-        node.outputs[0].name = self.name(f"{suffix}_{read.name.lower()}")
-        node.outputs[0].type = ir.TensorType(read)
-        self.casts.append(node)
+        return self._node("Cast", [value], {"to": int(read)}, f"{suffix}_cast", self.name(f"{suffix}_{read.name.lower()}"), read)
+
+    def _node(
+        self, op: str, inputs: list[ir.Value], attributes: dict[str, Any], suffix: str, output: str, kind: ir.DataType
+    ) -> ir.Value:
+        node = ir.node(op, inputs, attributes, name=self.name(suffix))
+        node.outputs[0].name, node.outputs[0].type = output, ir.TensorType(kind)
+        self.before.append(node)
         return node.outputs[0]
 
 
@@ -132,8 +138,8 @@ def link_nodes(node: ir.Node, chain: FactorChain, maker: Maker, link: Callable[[
         )
         made.outputs[0].name = maker.name(f"factor{number}")
         made.outputs[0].type = node.outputs[0].type
-        nodes += [*maker.casts, made]
-        maker.casts.clear()
+        nodes += [*maker.before, made]
+        maker.before.clear()
         data = made.outputs[0]
     return nodes
 

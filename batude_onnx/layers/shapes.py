@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 
 import numpy as np
@@ -19,7 +19,7 @@ INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
 def infer_shapes(model: ir.Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
-    """Shape of each value, by name, with the inputs fixed.
+    """Shape of each value, by name, with the inputs fixed; of values in bodies too, where names are distinct.
 
     An unknown first dimension of an input counts as a batch of 1; `inputs` overrides whole shapes. Values whose shape
     depends on data are left out.
@@ -42,16 +42,26 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, tuple[int, ...]] | None =
                 dim.ClearField("dim_value")  # some exporters write -1 for an open size
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
-    shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+    shapes: Shapes = {}
     _clamp(proto.graph)
     try:
         inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
     except shape_inference.InferenceError:
         # A file may say of its inner values what is not so, and run all the same: a run then has to show the shapes.
         inferred = proto.graph
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        _note(value, shapes)
+    for graph in _graphs(inferred):
+        shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            _note(value, shapes)
     return shapes
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all bodies in it."""
+    yield graph
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        for body in (attribute.g, *attribute.graphs):
+            yield from _graphs(body)
 
 
 def _clamp(graph: onnx.GraphProto) -> None:

@@ -16,6 +16,7 @@ import onnx
 import onnx_ir
 
 SOURCE = "batude_onnx.source"
+Body = onnx.GraphProto | onnx.FunctionProto
 # Fields of a model that no edit changes.
 FIXED = ("producer_name", "producer_version", "domain", "model_version", "doc_string")
 
@@ -38,11 +39,28 @@ def restore(written: onnx.ModelProto, model: onnx_ir.Model) -> None:
         _put(written.opset_import, source.opset_import)
     _put(written.metadata_props, _entries(source.metadata_props, written.metadata_props))
     functions = {_signature(function): function for function in source.functions}
-    _put(written.functions, [functions.get(_signature(function), function) for function in written.functions])
+    for function in written.functions:
+        if (said := functions.get(_signature(function))) is not None:
+            _restore_function(function, said)
     _restore_graph(written.graph, source.graph)
 
 
-def _restore_graph(written: onnx.GraphProto, source: onnx.GraphProto) -> None:
+def _restore_function(written: onnx.FunctionProto, source: onnx.FunctionProto) -> None:
+    made = onnx_ir.to_proto(onnx_ir.from_proto(source))
+    if written == made:
+        written.CopyFrom(source)
+        return
+    # Its nodes alone are edited.
+    edited = list(written.node), list(written.value_info)
+    written.CopyFrom(source)
+    _put(written.node, edited[0])
+    _put(written.value_info, edited[1])
+    _restore_nodes(written, source, frozenset())
+    _restore_value_info(written, source)
+
+
+def _restore_graph(written: onnx.GraphProto, source: onnx.GraphProto, outer: frozenset[str] = frozenset()) -> None:
+    """`outer`: names of values around the graph that it may read."""
     _put(written.metadata_props, _entries(source.metadata_props, written.metadata_props))
     written.ClearField("doc_string")
     if source.HasField("doc_string"):
@@ -54,36 +72,53 @@ def _restore_graph(written: onnx.GraphProto, source: onnx.GraphProto) -> None:
     for tensor in written.initializer:
         if tensor.name in said_of_weights:
             _put(tensor.metadata_props, said_of_weights[tensor.name])
-    _restore_nodes(written, source)
+    _restore_nodes(written, source, outer)
     _restore_value_info(written, source)
 
 
-def _restore_nodes(written: onnx.GraphProto, source: onnx.GraphProto) -> None:
-    """The node with the same outputs, where `written` has what onnx-ir makes of it."""
+def _restore_nodes(written: Body, source: Body, outer: frozenset[str]) -> None:
+    """The node with the same outputs, where `written` has what onnx-ir makes of it; of one whose bodies were edited, all else."""
     before = {_outputs(node): node for node in source.node}
     pairs = [(node, before[_outputs(node)]) for node in written.node if _outputs(node) in before]
     pairs = [(node, original) for node, original in pairs if node != original]
     # onnx-ir is given a graph, as it looks for what nodes and their inner graphs read.
     changed = onnx.GraphProto(name=source.name, node=[original for _, original in pairs])
-    read = _values(source) - _values(changed)
+    read = outer | (_values(source) - _values(changed))
     changed.input.extend(onnx.ValueInfoProto(name=name) for name in sorted(read))
     made = onnx_ir.to_proto(onnx_ir.from_proto(changed)).node
     for (node, original), same in zip(pairs, made, strict=True):
         if node == same:
             node.CopyFrom(original)
+        elif node.op_type == original.op_type and _bodies(original):
+            edited = onnx.NodeProto()
+            edited.CopyFrom(node)
+            node.CopyFrom(original)
+            for body, ours, theirs in zip(_bodies(node), _bodies(edited), _bodies(original), strict=True):
+                body.CopyFrom(ours)
+                _restore_graph(body, theirs, outer | _values(source))
 
 
-def _restore_value_info(written: onnx.GraphProto, source: onnx.GraphProto) -> None:
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs in a node's attributes."""
+    attributes = [attribute for attribute in node.attribute if attribute.HasField("g") or attribute.graphs]
+    return [graph for attribute in attributes for graph in (attribute.graphs or [attribute.g])]
+
+
+def _restore_value_info(written: Body, source: Body) -> None:
     """What was said of values that are still there, in its order; then what is said of new values that are no weights."""
     gone = _values(source) - _values(written)
     kept = [value for value in source.value_info if value.name not in gone]
-    known = {value.name for value in kept} | _values(source) | {tensor.name for tensor in written.initializer}
+    known = {value.name for value in kept} | _values(source)
+    if isinstance(written, onnx.GraphProto):
+        known |= {tensor.name for tensor in written.initializer}
     _put(written.value_info, [*kept, *(value for value in written.value_info if value.name not in known)])
 
 
-def _values(graph: onnx.GraphProto) -> set[str]:
-    """Names of all values in a graph itself."""
+def _values(graph: Body) -> set[str]:
+    """Names of all values in a graph (or function) itself."""
     made = {name for node in graph.node for name in node.output}
+    if isinstance(graph, onnx.FunctionProto):
+        return made | set(graph.input)
     return made | {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
 
 

@@ -1,4 +1,4 @@
-"""Chosen layers replaced by their chains, in the original graph.
+"""Chosen layers replaced by their chains, in the original graph, the body or the function where each of them stands.
 
     x -> Conv(W) -> y      becomes      x -> Conv -> Conv -> Conv -> y
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from batude_onnx.layers import Maker, bias_type, constants, kind_of, nodes_by_key
+from batude_onnx.layers import Maker, bias_type, constants, constants_by_name, kind_of, nodes_by_key
 from batude_onnx.records import FactorChain, FloatArray
 
 # Before this IR version every initializer is a graph input too.
@@ -36,47 +36,34 @@ def rewrite(
     """
     edited = model.clone()
     edited.meta.update(model.meta)
-    graph = edited.graph
-    nodes = nodes_by_key(edited)
-    roots = _roots(graph)
+    nodes, roots = nodes_by_key(edited), constants_by_name(edited)
     for name, values in (weights or {}).items():
         if not np.array_equal(constants.read(roots[name]), values):
             constants.store(roots[name], values)
     for key, values in (biases or {}).items():
-        _set_bias(graph, nodes[key], values)
+        _set_bias(edited, nodes[key], values)
     for key, chain in chains.items():
-        _replace(graph, nodes[key], chain)
+        _replace(edited, nodes[key], chain)
     if (edited.ir_version or 0) < INITIALIZERS_APART:
-        _list_as_inputs(graph)
+        _list_as_inputs(edited.graph)
     edited.metadata_props.update(metadata or {})
     return edited
 
 
-def _roots(graph: ir.Graph) -> dict[str, ir.Value]:
-    """Every place where a constant lives, by name; sub-graphs come first, so that the graph's own names count."""
-    roots: dict[str, ir.Value] = {}
-    for scope in (*graph.subgraphs(), graph):
-        roots |= {name: value for name, value in scope.initializers.items() if value.const_value is not None}
-        for node in scope:
-            if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                roots[constants.name_of(node.outputs[0])] = node.outputs[0]
-    return roots
-
-
-def _set_bias(graph: ir.Graph, node: ir.Node, values: FloatArray) -> None:
+def _set_bias(model: ir.Model, node: ir.Node, values: FloatArray) -> None:
     """In place where the bias is the node's own; under a new name where it has none or shares it with others."""
     held = node.inputs[2] if len(node.inputs) > 2 else None
     root = constants.source(held)
     if root is not None and constants.uses(root) == 1:
         constants.store(root, values)
         return
-    maker = Maker(graph, str(node.outputs[0].name))
+    maker = Maker(model, node)
     fresh = maker.constant("bias", values, *bias_type(node))
-    graph.insert_before(node, maker.casts)
+    _graph_of(node).insert_before(node, maker.before)
     node.resize_inputs(3)
     node.replace_input_with(2, fresh)
     if held is not None:
-        _drop_unused(graph, held)
+        _drop_unused(held)
 
 
 def _list_as_inputs(graph: ir.Graph) -> None:
@@ -84,12 +71,17 @@ def _list_as_inputs(graph: ir.Graph) -> None:
     graph.inputs.extend(value for name, value in graph.initializers.items() if name not in listed)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, chain: FactorChain) -> None:
+def _graph_of(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
+def _replace(model: ir.Model, node: ir.Node, chain: FactorChain) -> None:
     kind = kind_of(node)
     if kind is None or kind.chain is None:
         raise ValueError(f"{node.op_type} has no chain")
     output = node.outputs[0]
-    made = kind.chain(node, chain, Maker(graph, str(output.name)))
+    made = kind.chain(node, chain, Maker(model, node))
     last = made[-1]
     # The description of the layer goes with the node that now gives its output.
     last.doc_string = node.doc_string
@@ -97,22 +89,22 @@ def _replace(graph: ir.Graph, node: ir.Node, chain: FactorChain) -> None:
     last.outputs[0].doc_string = output.doc_string
     last.outputs[0].metadata_props.update(output.metadata_props)
     held = [value for value in node.inputs[1:] if value is not None]
-    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [output], [last.outputs[0]])
+    ir.convenience.replace_nodes_and_values(_graph_of(node), node, [node], made, [output], [last.outputs[0]])
     for value in held:
-        _drop_unused(graph, value)
+        _drop_unused(value)
 
 
-def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove a constant that nothing reads any more, and the nodes that led to it."""
+def _drop_unused(value: ir.Value) -> None:
+    """Remove a constant that nothing reads any more, and the nodes that led to it, from wherever they stand."""
     if value.uses() or value.is_graph_output():
         return
-    producer = value.producer()
+    producer, graph = value.producer(), value.graph
     if producer is not None:
         inputs = [given for given in producer.inputs if given is not None]
-        graph.remove(producer, safe=True)
+        _graph_of(producer).remove(producer, safe=True)
         for given in inputs:
-            _drop_unused(graph, given)
-    elif value.name in graph.initializers:
+            _drop_unused(given)
+    elif graph is not None and value.is_initializer():
         if value.is_graph_input():
             graph.inputs.remove(value)
         del graph.initializers[str(value.name)]

@@ -119,13 +119,33 @@ def _targets(net: GraphNet, site: Site, ours: Tensor, sum_ours: Tensor, sum_want
     return ours + (sum_wanted - sum_ours) * inverse.reshape(-1, *(1,) * (ours.ndim - 2))
 
 
+def add_rows(sums: Sums, site: Site, given: Tensor, wanted: Tensor, generator: torch.Generator) -> None:
+    """Add what the layer sees of its input `given` and what it should then give, `wanted`, to the `sums`."""
+    groups = site.geometry.groups
+    rows = channels_last_axis(wanted, site)
+    outputs = rows.reshape(rows.shape[0], groups, -1).movedim(1, 0)
+    # Layers that act on (..., C) mix no samples and no positions: their rows are what is sliced.
+    pieces = given.reshape(-1, given.shape[-1]) if len(site.shape) == 2 else given
+    each = outputs.shape[1] // len(pieces)
+    used = min(each, POSITIONS)
+    slices = max(1, ELEMENTS // (used * prod(site.shape[1:]) * groups))
+    for start in range(0, len(pieces), slices):
+        some = pieces[start : start + slices]
+        aimed = outputs[:, start * each : (start + len(some)) * each]
+        positions = None
+        if each > used:
+            positions = torch.randperm(each, generator=generator)[:used].to(given.device)
+            aimed = aimed.reshape(groups, len(some), each, -1)[:, :, positions].flatten(1, 2)
+        sums.add(patches(some, site, positions), aimed)
+
+
 def collect(site: Site, running: Sequence[Pass], original: Sequence[Pass] | None = None, seed: int = 0) -> Sums:
     """The sums for `site` as the network runs it, towards what the `original` gives (None: itself), both in eval mode.
 
     Each pass goes as far as the layer, and no farther.
     """
     generator = torch.Generator().manual_seed(seed)
-    sums, groups = Sums(), site.geometry.groups
+    sums = Sums()
     for ours, theirs in zip(running, running if original is None else original, strict=True):
         ours.advance(site.key)
         join = site.joined if site.joined is not None and ours.net.has_step(site.joined) else None
@@ -137,19 +157,5 @@ def collect(site: Site, running: Sequence[Pass], original: Sequence[Pass] | None
         if together is not None and sum_wanted is not None:
             made_up = _targets(ours.net, site, output, together, sum_wanted)
             wanted = wanted if made_up is None else made_up
-        rows = channels_last_axis(wanted, site)
-        outputs = rows.reshape(rows.shape[0], groups, -1).movedim(1, 0)
-        # Layers that act on (..., C) mix no samples and no positions: their rows are what is sliced.
-        pieces = given.reshape(-1, given.shape[-1]) if len(site.shape) == 2 else given
-        each = outputs.shape[1] // len(pieces)
-        used = min(each, POSITIONS)
-        slices = max(1, ELEMENTS // (used * prod(site.shape[1:]) * groups))
-        for start in range(0, len(pieces), slices):
-            some = pieces[start : start + slices]
-            aimed = outputs[:, start * each : (start + len(some)) * each]
-            positions = None
-            if each > used:
-                positions = torch.randperm(each, generator=generator)[:used].to(given.device)
-                aimed = aimed.reshape(groups, len(some), each, -1)[:, :, positions].flatten(1, 2)
-            sums.add(patches(some, site, positions), aimed)
+        add_rows(sums, site, given, wanted, generator)
     return sums

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -22,6 +23,15 @@ def unmeasured(sites: Sequence[Site], losses: Mapping[str, FloatArray]) -> dict[
     return {}
 
 
+@dataclass(frozen=True)
+class Planned:
+    """Sites with the methods that factor them, the rules by which their ranks are chosen, and the ranks."""
+
+    sites: list[Site]
+    rules: Rules
+    plan: RankPlan
+
+
 def plan_layers(
     sites: Sequence[Site],
     weights: Mapping[str, Tensor],
@@ -30,7 +40,7 @@ def plan_layers(
     recipe: Recipe,
     metrics: Mapping[str, Metric],
     measure: Measure,
-) -> tuple[list[Site], Rules, RankPlan]:
+) -> Planned:
     """`sites` with the methods that factor them, the rules of `recipe` for them, and the ranks of `weights` (canonical).
 
     Which method loses least depends on how far a layer must shrink, and that on how much its loss hurts: methods are chosen as if
@@ -61,4 +71,4 @@ def plan_layers(
         changed = [new for new, old in zip(sites, before, strict=True) if new.method != old.method]
         if changed:
             rules, plan = solved({**curves, **curves_of(changed)})
-    return list(sites), rules, plan
+    return Planned(list(sites), rules, plan)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batude_onnx.budget import frontier
+from batude_onnx.budget import Frontier, frontier
 from batude_onnx.decomposition import Metric, method
 from batude_onnx.importer import GraphNet, Pass
 from batude_onnx.records import FactorChain, FloatArray, Site
@@ -67,11 +67,8 @@ def measure(
         running = [net.begin(x) for x in inputs]
         wanted = [one.fork().finish() for one in running]
         for number, site in enumerate(sites, 1):
-            front = frontier(site, losses[site.key], metric)
-            corners = front.hull[front.losses[front.hull] > LEAST]
-            if len(corners):
-                nearest = [np.abs(np.log(front.losses[corners] / share)).argmin() for share in LOST]
-                chosen = [int(index) for index in corners[sorted(set(nearest), reverse=True)]]
+            front, chosen = corners(site, losses[site.key], metric)
+            if chosen:
                 own = canonical(site, net.weight(site.weight))
                 regression = Regression(site, collect(site, running), own, metrics.get(site.key))
                 damage = []
@@ -79,10 +76,25 @@ def measure(
                     ranks = front.choice(index)
                     assert ranks is not None
                     damage.append(_damage(net, site, regression.chain(ranks), inputs, running, wanted, objective))
-                rising = np.maximum.accumulate(np.maximum(damage, LEAST))
-                curves[site.key] = Curve(tuple(front.losses[chosen].tolist()), tuple(rising.tolist()))
+                curves[site.key] = curve_of(front, chosen, damage)
             report(number, len(sites))
     return curves
+
+
+def corners(site: Site, losses: FloatArray, metric: str) -> tuple[Frontier, list[int]]:
+    """A site's frontier, and where on it truncating the site is tried: by falling rank, none where nothing can be lost."""
+    front = frontier(site, losses, metric)
+    there = front.hull[front.losses[front.hull] > LEAST]
+    if not len(there):
+        return front, []
+    nearest = [np.abs(np.log(front.losses[there] / share)).argmin() for share in LOST]
+    return front, [int(index) for index in there[sorted(set(nearest), reverse=True)]]
+
+
+def curve_of(front: Frontier, tried: Sequence[int], damage: Sequence[float]) -> Curve:
+    """The curve through the `damage` done at the points `tried` of a frontier."""
+    rising = np.maximum.accumulate(np.maximum(damage, LEAST))
+    return Curve(tuple(front.losses[list(tried)].tolist()), tuple(rising.tolist()))
 
 
 def _damage(

@@ -1,0 +1,105 @@
+"""Ranks and factors without training: from the weights alone, or from what onnxruntime shows of the layers on a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from batude_onnx import calibration, decomposition, layers
+from batude_onnx.errors import UnsupportedError
+from batude_onnx.loading import preprocess
+from batude_onnx.opening import Case
+from batude_onnx.proving import Feeds, batch_of
+from batude_onnx.records import FactorChain, FloatArray, Site, TrainResult
+from batude_onnx.rewriting import rewrite
+from batude_onnx.settings import Watch
+from batude_onnx.training import planning, sensitivity
+from batude_onnx.training.recipe import RECIPES
+from batude_onnx.training.refit import Regression
+
+# Samples for the moments of each layer, for the truncation of each, and for re-fitting. Fewer are taken where the network is
+# large: each stage may take so many multiply-accumulates.
+MOMENTS, SENSITIVITY, CALIBRATION, LEAST = 512, 256, 1024, 16
+AFFORDABLE_MACS = 10**13
+# Samples in a run, and multiply-accumulates of all of them, beyond which values on the way would take too much memory.
+BATCH, BATCH_MACS = 64, 10**10
+
+
+def factor(site: Site, weight: torch.Tensor, bias: torch.Tensor | None, ranks: tuple[int, ...]) -> FactorChain:
+    """The chain of a layer as it stands in the file."""
+    return decomposition.method_of(site).factor(weight, bias, site.geometry, ranks, None)
+
+
+def stored(case: Case, sites: Sequence[Site]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Canonical weights, and the biases of those that have one, by key."""
+    nodes = layers.nodes_by_key(case.model)
+    weights = {site.key: torch.from_numpy(layers.read_weight(nodes[site.key]).copy()) for site in sites}
+    biases = {site.key: layers.read_bias(nodes[site.key]) for site in sites}
+    return weights, {key: torch.from_numpy(bias.copy()) for key, bias in biases.items() if bias is not None}
+
+
+def from_weights(case: Case) -> TrainResult:
+    """By the weights alone."""
+    sites = case.seen.compressible
+    weights, biases = stored(case, sites)
+    recipe = replace(RECIPES[case.settings.recipe], measures=False)
+    planned = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, {}, planning.unmeasured)
+    by_key, plan = {site.key: site for site in planned.sites}, planned.plan
+    chains = {key: factor(by_key[key], weights[key], biases.get(key), ranks) for key, ranks in plan.chosen().items()}
+    return TrainResult(plan, chains, {}, {})
+
+
+def from_samples(case: Case, watch: Watch) -> TrainResult:
+    """By what the layers see of the training samples, and what truncating each of them does to the outputs.
+
+    A layer that no sample reaches stays whole. Raises UnsupportedError where that are all of them.
+    """
+    settings, recipe = case.settings, RECIPES[case.settings.recipe]
+    where = settings.provider, settings.threads
+    weights, biases = stored(case, case.seen.compressible)
+    sums = calibration.collect(
+        case.model, case.seen.compressible, weights, biases, case.seen.shapes, _samples(case, 2.0, MOMENTS, 1), *where
+    )
+    sites = [site for site in case.seen.compressible if site.key in sums]
+    if not sites:
+        raise UnsupportedError("no sample reaches any layer that can be compressed: give other samples, or run without --data")
+    metrics = {site.key: calibration.metric_of(site, sums[site.key]) for site in sites} if recipe.measures else {}
+
+    def fits(some: Sequence[Site]) -> dict[str, Regression]:
+        return {site.key: Regression(site, sums[site.key], weights[site.key], metrics.get(site.key)) for site in some}
+
+    def measure(some: Sequence[Site], losses: Mapping[str, FloatArray]) -> Mapping[str, sensitivity.Curve]:
+        tried = _samples(case, len(some) * len(sensitivity.LOST), SENSITIVITY, 2)
+        counted = partial(watch.count, "measuring layers")
+        return calibration.measure(
+            case.model, some, losses, case.budget.metric, tried, fits(some), recipe.objective, counted, *where
+        )
+
+    planned = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, metrics, measure)
+    plan = planned.plan
+    chosen = [site for site in planned.sites if site.key in plan.chosen()]
+    if recipe.refit:
+        chains = calibration.refit(
+            case.model, partial(rewrite, case.model), chosen, plan.chosen(), weights, fits(chosen), metrics,
+            _samples(case, len(chosen), CALIBRATION, 0), partial(watch.count, "re-fitting"), *where,
+        )  # fmt: skip
+    else:
+        chains = {site.key: factor(site, weights[site.key], biases.get(site.key), plan.chosen()[site.key]) for site in chosen}
+    kept = {site.key: "no sample reaches it" for site in case.seen.compressible if site.key not in sums}
+    return TrainResult(plan, chains, {}, {}, kept=kept)
+
+
+def _samples(case: Case, passes: float, most: int, number: int) -> list[Feeds]:
+    """Training samples in batches, as many as may go through the network `passes` times; another draw for each `number`."""
+    dataset, spec, macs = case.dataset, case.seen.specs[0], max(1, case.seen.cost.macs)
+    assert dataset is not None
+    affordable = min(most, max(LEAST, int(AFFORDABLE_MACS / (macs * max(1.0, passes)))))
+    batch = batch_of(spec) or max(1, min(BATCH, BATCH_MACS // macs))
+    order = np.random.default_rng(case.settings.seed + number).permutation(len(dataset.x_train))
+    order = np.resize(order, max(len(order), batch))[: max(affordable, batch) // batch * batch]
+    parts = np.array_split(order[: len(order) // batch * batch], len(order) // batch)
+    return [{spec.name: preprocess(dataset.x_train[part], dataset.mean, dataset.std)} for part in parts]
