@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,7 +21,7 @@ from batude_onnx.report import to_json
 def metadata(case: Case, plan: RankPlan, chains: Mapping[str, FactorChain]) -> dict[str, str]:
     """What the file itself says of how it was made."""
     return {
-        "batude_onnx.budget": f"{case.budget.text} {case.budget.metric} <= {case.budget.limit}",
+        "batude_onnx.budget": "; ".join(f"{limit.text}: {limit.metric} <= {limit.limit}" for limit in case.budget.limits),
         "batude_onnx.methods": json.dumps(methods(chains)),
         "batude_onnx.ranks": json.dumps(plan.chosen()),
         "batude_onnx.recipe": case.settings.recipe if case.dataset is not None else "training-free",
@@ -57,6 +58,8 @@ def facts(case: Case, result: TrainResult, seconds: float) -> dict[str, object]:
         "epochs": round(sum({str(row["phase"]): float(row["epochs"]) for row in result.history}.values()), 2),
         "seed": settings.seed,
         "training_samples": 0 if case.dataset is None else len(case.dataset.x_train),
+        "predicted": asdict(result.plan.cost),
+        "rank_alignment": asdict(case.terms.alignment),
         "device": settings.device,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),

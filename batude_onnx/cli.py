@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 from batude_onnx import __version__
-from batude_onnx.budget import METRICS
+from batude_onnx.budget import amount
 from batude_onnx.errors import BatudeError, ParityError
 from batude_onnx.feeding import read_dims, read_inputs
 from batude_onnx.records import Given, Wishes
@@ -113,6 +113,28 @@ def _input_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _budget_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option(
+            "--rank-multiple", type=click.IntRange(1), metavar="N",
+            help="Ranks are multiples of N; by default they suit the runtime's block of channels.",
+        ),
+        click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples in a run that is timed."),
+        click.option(
+            "--budget", required=True, multiple=True,
+            help="What the file may cost: 2.5x, 40% or 100k (parameters), macs=3x, size=900kB, latency=1.8x or latency=4.5ms; "
+            "several may be given, and all must hold.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _plain(budget: str) -> str:
+    """A budget in the name of a file."""
+    return re.sub(r"[^0-9A-Za-z.]+", "-", budget.replace("%", "pct")).strip("-")
+
+
 def _require_data(data: Path | None, **given: object) -> None:
     """Options that say something of the data say nothing without it."""
     idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
@@ -134,8 +156,7 @@ def main() -> None:
 
 @main.command()
 @_model
-@click.option("--budget", required=True, help="2.5x, 40%, or a number: 100k parameters, 20M MACs.")
-@click.option("--metric", type=click.Choice(METRICS), default="params", show_default=True, help="What the budget counts.")
+@_budget_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL with the budget in its name, here.")
 @_data_options
 @click.option("--limit", type=click.IntRange(1), help="Use so many training samples only.")
@@ -165,8 +186,9 @@ def main() -> None:
 @_guarded
 def compress(
     model: Path,
-    budget: str,
-    metric: str,
+    budget: tuple[str, ...],
+    batch: int,
+    rank_multiple: int | None,
     output: Path | None,
     data: Path | None,
     mean: tuple[float, ...] | None,
@@ -194,9 +216,10 @@ def compress(
         raise click.UsageError("--epochs and --time both say how long to train: give one of them")
     settings = Settings(
         model=model,
-        output=output or Path(f"{model.stem}-{budget.replace('%', 'pct').replace('/', '-')}.onnx"),
-        budget=budget,
-        metric=metric,
+        output=output or Path(f"{model.stem}-{_plain(','.join(budget))}.onnx"),
+        budget=",".join(budget),
+        batch=batch,
+        rank_multiple=rank_multiple,
         data=None if data is None else Source(data, limit, mean, std, augment=not no_augment),
         epochs=DEFAULT_EPOCHS if epochs is None else epochs,
         seconds=seconds,
@@ -220,8 +243,8 @@ def compress(
     console.print(comparison_table(verdict.comparison))
     console.print()
     worst = max(verdict.parity, key=lambda difference: difference.max_absolute)
-    limit_text = f"{verdict.budget.limit:,} {verdict.budget.metric}"
-    console.print(f"budget {verdict.budget.text}: at most {limit_text}, kept", highlight=False)
+    for kept in verdict.budget.limits:
+        console.print(f"budget {kept.text}: at most {amount(kept.limit, kept.metric)}, kept", highlight=False)
     console.print(f"parity with what was trained: {worst.max_absolute:.1e} at most, on output {worst.output}", highlight=False)
     console.print(f"written in {verdict.facts['seconds']} s: {settings.output} and {settings.output.with_suffix('.json').name}",
                   highlight=False, soft_wrap=True)  # fmt: skip

@@ -10,8 +10,7 @@ import onnx_ir as ir
 import torch
 
 from batude_onnx import layers
-from batude_onnx.budget import parse_budget
-from batude_onnx.budget.problem import fixed_cost, require_feasible
+from batude_onnx.budget import Terms, budget_metrics, require_feasible
 from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError
 from batude_onnx.loading import (
     Dataset,
@@ -24,24 +23,28 @@ from batude_onnx.loading import (
     preprocess,
     without_functions,
 )
+from batude_onnx.pricing import terms_of
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
-from batude_onnx.records import Budget, Cost, Given
+from batude_onnx.records import Budget, Given
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.validation import Session, open_session
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is known before anything is changed. `whole`: what the network costs, with the copies that chains make of biases."""
+    """What is known before anything is changed."""
 
     settings: Settings
     model: ir.Model
     seen: Survey
-    whole: Cost
-    budget: Budget
+    terms: Terms
     dataset: Dataset | None
     feeds: Feeds
     original: Session
+
+    @property
+    def budget(self) -> Budget:
+        return self.terms.budget
 
 
 def report_path(output: Path) -> Path:
@@ -59,7 +62,8 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         check_writable(path, settings.model, *data)
     _require_device(settings.device)
     model = load_model(settings.model)
-    if model.functions and (data or settings.metric == "macs"):
+    metrics = budget_metrics([settings.budget])
+    if model.functions and (data or {"macs", "latency"} & set(metrics)):
         why = "as their weights are trained too" if data else "to see how often each layer is run"
         watch.say(f"{len(model.functions)} functions are put in the place of their calls, {why}")
         model = without_functions(model)
@@ -71,7 +75,6 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         reasons = "; ".join(f"{site.op} {site.key}: {site.reason}" for site in seen.sites[:3])
         found = f"{len(seen.sites)} layers, none of them compressible ({reasons})" if seen.sites else "no Conv, Gemm or MatMul"
         raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
-    nodes = layers.nodes_by_key(model)
     dataset = None
     if settings.data is not None and (seen.feeding.taken or seen.feeding.refused):
         dataset = load_data(settings.data, seen)
@@ -79,23 +82,20 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         settings = replace(settings, inputs=replace(settings.inputs, inputs={seen.specs[0].name: sizes}))
         seen = survey(model, settings.inputs)
     uncounted = [site.key for site in seen.sites if not site.positions]
-    if settings.metric == "macs" and (uncounted or not seen.cost.macs):
+    if "macs" in metrics and (uncounted or not seen.cost.macs):
         if seen.feeding.refused:
             raise BudgetError(f"MACs cannot be counted: {seen.feeding.refused}")
         raise BudgetError(f"MACs cannot be counted, as the sizes in layer {uncounted[0]} are not known: give a budget of params")
     if seen.feeding.taken:
         watch.say(seen.feeding.taken)
-    budget = parse_budget(settings.budget, settings.metric, seen.cost)
-    whole = seen.cost
-    if budget.limit < whole.of(settings.metric):
-        whole += Cost(layers.copied_biases(nodes[site.key] for site in seen.compressible), 0)
-    require_feasible(seen.compressible, budget, fixed_cost(whole, seen.compressible))
     if settings.data is not None:
         dataset = holdout(dataset or load_data(settings.data, seen))
         tested = 0 if dataset.x_test is None else len(dataset.x_test)
         watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on")
     feeds = parity_feeds(original, seen, dataset, settings.seed)
-    return Case(settings, model, seen, whole, budget, dataset, feeds, original)
+    terms = terms_of(settings, model, seen, feeds, metrics, watch)
+    require_feasible(seen.compressible, terms)
+    return Case(settings, model, seen, terms, dataset, feeds, original)
 
 
 def _require_device(device: str) -> None:

@@ -32,7 +32,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Settings:
-    """One `compress` run. `inputs`: what is asked of inputs that are made up, and of sizes that the file leaves open.
+    """One `compress` run. `budget`: as on the command line, several limits with commas between. `rank_multiple`: ranks are
+    multiples of it; None takes what suits the runtime and the budget. `batch`: samples in a run whose time is limited. `inputs`:
+    what is asked of inputs that are made up, and of sizes that the file leaves open.
 
     `seconds`: the wall-clock time that the run may take; as much is trained as fits into it, in the place of `epochs`.
     """
@@ -40,7 +42,6 @@ class Settings:
     model: Path
     output: Path
     budget: str
-    metric: str = "params"
     data: Source | None = None
     epochs: float = DEFAULT_EPOCHS
     seconds: float | None = None
@@ -49,6 +50,8 @@ class Settings:
     device: str = "cpu"
     provider: str = "cpu"
     threads: int | None = None
+    batch: int = 1
+    rank_multiple: int | None = None
     simplify: bool = True
     inputs: Wishes = field(default_factory=Wishes)
 

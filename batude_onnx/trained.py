@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batude_onnx import pacing
 from batude_onnx.decomposition import Metric
 from batude_onnx.errors import DataError, UnsupportedError
 from batude_onnx.importer import GraphNet, import_graph, inlined
@@ -85,11 +86,11 @@ def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, st
 
     def measure(some: Sequence[Site], losses: Mapping[str, FloatArray]) -> Mapping[str, sensitivity.Curve]:
         counted = partial(watch.count, "measuring layers")
-        return sensitivity.measure(net, some, losses, case.budget.metric, tried, metrics, recipe.objective, counted)
+        return sensitivity.measure(net, some, losses, case.terms, tried, metrics, recipe.objective, counted)
 
     weights = compressing.current_weights(net, sites)
-    planned = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, metrics, measure)
-    return Prepared(net, teacher, batches, calibration, moments, metrics, planned), ""
+    planned = planning.plan_layers(sites, weights, case.terms, recipe, metrics, measure)
+    return Prepared(net, teacher, batches, calibration, moments, metrics, pacing.paced(case, planned, watch)), ""
 
 
 def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[TrainResult, Feeds | None]:
@@ -111,7 +112,7 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
         if learning:
             plan, history = compressing.learn_ranks(
                 net, teacher, sites, batches, recipe, prepared.planned.rules,
-                metric=case.budget.metric, epochs=learning, report=watch.train,
+                metric=case.terms.metrics[0], epochs=learning, report=watch.train,
                 seconds=None if timetable is None else recipe.share * timetable.left(),
             )  # fmt: skip
             metrics = statistics.collect_metrics(net, sites, prepared.moments, settings.seed) if recipe.measures else {}

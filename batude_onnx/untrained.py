@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
-from batude_onnx import calibration, decomposition, layers
+from batude_onnx import calibration, decomposition, layers, pacing
+from batude_onnx.decomposition import Metric
 from batude_onnx.errors import UnsupportedError
 from batude_onnx.loading import preprocess
 from batude_onnx.opening import Case
@@ -18,6 +19,8 @@ from batude_onnx.records import FactorChain, FloatArray, Site, TrainResult
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Watch
 from batude_onnx.training import planning, sensitivity
+from batude_onnx.training.features import Sums
+from batude_onnx.training.planning import Planned
 from batude_onnx.training.recipe import RECIPES
 from batude_onnx.training.refit import Regression
 
@@ -42,19 +45,38 @@ def stored(case: Case, sites: Sequence[Site]) -> tuple[dict[str, torch.Tensor], 
     return weights, {key: torch.from_numpy(bias.copy()) for key, bias in biases.items() if bias is not None}
 
 
-def from_weights(case: Case) -> TrainResult:
-    """By the weights alone."""
-    sites = case.seen.compressible
-    weights, biases = stored(case, sites)
+def plan_by_weights(case: Case, watch: Watch) -> Planned:
+    """Ranks by the weights alone."""
+    weights, _ = stored(case, case.seen.compressible)
     recipe = replace(RECIPES[case.settings.recipe], measures=False)
-    planned = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, {}, planning.unmeasured)
+    planned = planning.plan_layers(case.seen.compressible, weights, case.terms, recipe, {}, planning.unmeasured)
+    return pacing.paced(case, planned, watch)
+
+
+def from_weights(case: Case, planned: Planned) -> TrainResult:
+    """Each layer of the plan nearest to what it is in the file."""
+    _, biases = stored(case, planned.sites)
     by_key, plan = {site.key: site for site in planned.sites}, planned.plan
-    chains = {key: factor(by_key[key], weights[key], biases.get(key), ranks) for key, ranks in plan.chosen().items()}
+    chains = {key: factor(by_key[key], planned.weights[key], biases.get(key), ranks) for key, ranks in plan.chosen().items()}
     return TrainResult(plan, chains, {}, {})
 
 
-def from_samples(case: Case, watch: Watch) -> TrainResult:
-    """By what the layers see of the training samples, and what truncating each of them does to the outputs.
+@dataclass(frozen=True)
+class Sampled:
+    """What the layers see of the training samples, and the ranks that came of it."""
+
+    planned: Planned
+    sums: Mapping[str, Sums]
+    metrics: Mapping[str, Metric]
+    biases: Mapping[str, torch.Tensor]
+
+    def fits(self, some: Sequence[Site]) -> dict[str, Regression]:
+        """Each of these layers fitted to what it sees."""
+        return _fits(some, self.sums, self.planned.weights, self.metrics)
+
+
+def plan_by_samples(case: Case, watch: Watch) -> Sampled:
+    """Ranks by what the layers see of the training samples, and by what truncating each of them does to the outputs.
 
     A layer that no sample reaches stays whole. Raises UnsupportedError where that are all of them.
     """
@@ -69,27 +91,40 @@ def from_samples(case: Case, watch: Watch) -> TrainResult:
         raise UnsupportedError("no sample reaches any layer that can be compressed: give other samples, or run without --data")
     metrics = {site.key: calibration.metric_of(site, sums[site.key]) for site in sites} if recipe.measures else {}
 
-    def fits(some: Sequence[Site]) -> dict[str, Regression]:
-        return {site.key: Regression(site, sums[site.key], weights[site.key], metrics.get(site.key)) for site in some}
-
     def measure(some: Sequence[Site], losses: Mapping[str, FloatArray]) -> Mapping[str, sensitivity.Curve]:
         tried = _samples(case, len(some) * len(sensitivity.LOST), SENSITIVITY, 2)
-        counted = partial(watch.count, "measuring layers")
-        return calibration.measure(
-            case.model, some, losses, case.budget.metric, tried, fits(some), recipe.objective, counted, *where
-        )
+        counted, fits = partial(watch.count, "measuring layers"), _fits(some, sums, weights, metrics)
+        return calibration.measure(case.model, some, losses, case.terms, tried, fits, recipe.objective, counted, *where)
 
-    planned = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, metrics, measure)
-    plan = planned.plan
-    chosen = [site for site in planned.sites if site.key in plan.chosen()]
-    if recipe.refit:
+    planned = planning.plan_layers(sites, weights, case.terms, recipe, metrics, measure)
+    return Sampled(pacing.paced(case, planned, watch), sums, metrics, biases)
+
+
+def _fits(
+    some: Sequence[Site],
+    sums: Mapping[str, Sums],
+    weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, Metric],
+) -> dict[str, Regression]:
+    return {site.key: Regression(site, sums[site.key], weights[site.key], metrics.get(site.key)) for site in some}
+
+
+def from_samples(case: Case, sampled: Sampled, watch: Watch) -> TrainResult:
+    """The layers of the plan fitted in order to the features of the original, later ones making up for earlier ones."""
+    settings, planned = case.settings, sampled.planned
+    plan, chosen = planned.plan, [site for site in planned.sites if site.key in planned.plan.chosen()]
+    if RECIPES[settings.recipe].refit:
         chains = calibration.refit(
-            case.model, partial(rewrite, case.model), chosen, plan.chosen(), weights, fits(chosen), metrics,
-            _samples(case, len(chosen), CALIBRATION, 0), partial(watch.count, "re-fitting"), *where,
+            case.model, partial(rewrite, case.model), chosen, plan.chosen(), planned.weights, sampled.fits(chosen),
+            sampled.metrics, _samples(case, len(chosen), CALIBRATION, 0), partial(watch.count, "re-fitting"),
+            settings.provider, settings.threads,
         )  # fmt: skip
     else:
-        chains = {site.key: factor(site, weights[site.key], biases.get(site.key), plan.chosen()[site.key]) for site in chosen}
-    kept = {site.key: "no sample reaches it" for site in case.seen.compressible if site.key not in sums}
+        chains = {
+            site.key: factor(site, planned.weights[site.key], sampled.biases.get(site.key), plan.chosen()[site.key])
+            for site in chosen
+        }
+    kept = {site.key: "no sample reaches it" for site in case.seen.compressible if site.key not in sampled.sums}
     return TrainResult(plan, chains, {}, {}, kept=kept)
 
 

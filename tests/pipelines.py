@@ -80,10 +80,13 @@ def check(verdict: Verdict, settings: Settings) -> onnx.ModelProto:
     assert list(after.graph.input) == list(before.graph.input)
     assert list(after.graph.output) == list(before.graph.output)
     assert (after.opset_import, after.ir_version) == (before.opset_import, before.ir_version)
-    metric = verdict.budget.metric
-    assert verdict.comparison.cost_other.of(metric) <= verdict.budget.limit
-    if metric == "params":
-        assert stored(output) <= verdict.budget.limit
+    for limit in verdict.budget.limits:
+        if limit.metric in ("params", "macs"):
+            assert verdict.comparison.cost_other.of(limit.metric) <= limit.limit
+        if limit.metric == "params":
+            assert stored(output) <= limit.limit
+        if limit.metric == "size":
+            assert output.stat().st_size <= limit.limit
     assert stored(output) == verdict.comparison.cost_other.params
     assert stored(settings.model) == verdict.comparison.cost_original.params
     assert all(difference.within for difference in (*verdict.surgery, *verdict.parity))
@@ -91,7 +94,7 @@ def check(verdict: Verdict, settings: Settings) -> onnx.ModelProto:
     assert set(verdict.ranks) | set(verdict.whole) == {site.key for site in inspect(settings.model, settings.inputs).sites}
     properties = {prop.key: prop.value for prop in after.metadata_props}
     assert json.loads(properties["batude_onnx.ranks"]) == {key: list(ranks) for key, ranks in verdict.ranks.items()}
-    assert properties["batude_onnx.budget"].startswith(settings.budget)
+    assert properties["batude_onnx.budget"].startswith(verdict.budget.limits[0].text)
     report = json.loads(output.with_suffix(".json").read_text())
     assert report == json.loads(json.dumps(asdict(verdict)))
     return after

@@ -12,9 +12,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from batude_onnx.budget import Terms
 from batude_onnx.decomposition import Metric, assign
 from batude_onnx.layers import find_sites, infer_shapes
-from batude_onnx.records import FactorChain, FloatArray, Geometry, Site
+from batude_onnx.records import Budget, Cost, FactorChain, FloatArray, Geometry, Limit, Site
 from batude_onnx.rewriting import rewrite
 from tests.importer_graphs import Array, floats, reference
 from tests.loading_models import model_of
@@ -30,6 +31,11 @@ def site(
     halfway = input_positions
     made = Site(key, key, op, f"{key}.w", bias, shape, geometry, positions, input_positions, None, halfway_positions=halfway)
     return assign(made)
+
+
+def terms(limit: float, whole: Cost, metric: str = "params", **more: Any) -> Terms:
+    """One limit on a network that costs `whole`."""
+    return Terms(Budget((Limit(metric, limit, str(limit)),)), whole, **more)
 
 
 def conv_model(weight: FloatArray, bias: FloatArray | None, size: tuple[int, ...], **attributes: Any) -> onnx.ModelProto:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from batude_onnx.decomposition import Metric, method_of
 from batude_onnx.importer import import_graph
-from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
+from batude_onnx.records import Cost, FloatArray, RankPlan, Site
 from batude_onnx.training import bcadl
 from batude_onnx.training.batches import Batches
 from batude_onnx.training.bcadl import Copies
@@ -25,7 +25,7 @@ from batude_onnx.training.losses import Objective
 from batude_onnx.training.recipe import RECIPES, Phase, Recipe, RulesMaker
 from batude_onnx.training.rules import MeasuredRules, PaperRules
 from tests.loading_models import model_of
-from tests.small_models import floats, linear_model, site, sites_of
+from tests.small_models import floats, linear_model, site, sites_of, terms
 
 # Plain gradient descent: no momentum, no decay, a rate that stays.
 PLAIN = replace(
@@ -42,13 +42,13 @@ class Given:
     metric: Metric | None = None
 
     def copies(self, key: str) -> int:
-        return PaperRules(self.sites, Budget("params", 0, ""), Cost(0, 0)).copies(key)
+        return PaperRules(self.sites, terms(0, Cost(0, 0))).copies(key)
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
         return RankPlan(self.plan, Cost(0, 0))
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
-        return PaperRules(self.sites, Budget("params", 0, ""), Cost(0, 0)).nearest(key, v, ranks)
+        return PaperRules(self.sites, terms(0, Cost(0, 0))).nearest(key, v, ranks)
 
 
 def diagonal(*values: float) -> Tensor:
@@ -62,7 +62,7 @@ def test_two_iterations_worked_out_by_hand() -> None:
     M = 1/2 diag(0, 1.5, 1) = diag(0, 0.75, 0.5), V = W + 2 M = diag(4, 3, 2), Z = diag(4, 0, 0) again, and Eq. 19 adds
     M + 1/2 (W - Z) = diag(0, 1.5, 1). Last, M = diag(0, 0.75 + 0.75, 0.5 + 0.5) = diag(0, 1.5, 1).
     """
-    rules, half = PaperRules([site("a", (3, 3))], Budget("params", 6, "6"), Cost(9, 9)), 0.5
+    rules, half = PaperRules([site("a", (3, 3))], terms(6, Cost(9, 9))), 0.5
     w = {"a": diagonal(4, 2, 1)}
     state = bcadl.update_z(w, bcadl.init(w, rules), half, rules)
     assert state.plan is not None
@@ -103,7 +103,7 @@ def test_one_step_of_w_by_hand_through_the_training_loop() -> None:
     model = linear_model("MatMul", np.diag([4.0, 2.0, 1.0]).astype(np.float32))
     net, teacher = import_graph(ir.from_proto(model)), import_graph(ir.from_proto(model))
     sites = sites_of(model)
-    rules = PaperRules(sites, Budget("params", 6, "6"), Cost(9, 9))
+    rules = PaperRules(sites, terms(6, Cost(9, 9)))
     batches = Batches(floats(4, 3), batch=4)
     plan, history = learn_ranks(net, teacher, sites, batches, PLAIN, rules, metric="params", epochs=1, report=lambda _: None)
     assert plan.ranks == {"y": (1,)}
@@ -121,7 +121,7 @@ def test_multipliers_follow_in_the_loop() -> None:
     model = linear_model("MatMul", np.diag([40.0, 2.0, 1.0]).astype(np.float32))
     net, teacher = import_graph(ir.from_proto(model)), import_graph(ir.from_proto(model))
     sites = sites_of(model)
-    rules = PaperRules(sites, Budget("params", 6, "6"), Cost(9, 9))
+    rules = PaperRules(sites, terms(6, Cost(9, 9)))
     batches = Batches(np.zeros((4, 3), dtype=np.float32), batch=4)
     learn_ranks(net, teacher, sites, batches, PLAIN, rules, metric="params", epochs=3, report=lambda _: None)
     w, m = 2.0, 0.0
@@ -190,11 +190,11 @@ def test_z_is_nearer_than_any_tensor_of_its_rank_on_a_grid(measured: bool) -> No
     moments = torch.tensor([[[4.0, 1], [1, 1]]]), torch.tensor([[[1.0, -0.5], [-0.5, 2]]])
     metric = Metric.of_moments(*moments, ridge=1e-6) if measured else None
     weight = torch.tensor([[1.0, 0.4], [-0.3, 0.9]])
-    budget, sites = Budget("params", 3, ""), [site("a", (2, 2))]
+    few, sites = terms(3, Cost(4, 4)), [site("a", (2, 2))]
     sites = [replace(sites[0], method="svd", reason=None)]
-    rules: bcadl.Rules = PaperRules(sites, budget, Cost(4, 4))
+    rules: bcadl.Rules = PaperRules(sites, few)
     if metric is not None:
-        rules = MeasuredRules(sites, budget, Cost(4, 4), {"a": metric})
+        rules = MeasuredRules(sites, few, {"a": metric})
     (z,) = rules.nearest("a", (weight,), (1,))
     assert int(torch.linalg.matrix_rank(z, atol=1e-5)) == 1
 
@@ -219,16 +219,16 @@ def test_z_is_nearer_than_any_tensor_of_its_rank_on_a_grid(measured: bool) -> No
 def test_measured_rules_follow_the_metric_and_not_the_scale_of_a_layer() -> None:
     """Scaling a layer, which a BatchNorm would undo, moves the literal ranks and not the measured ones."""
     sites = [site("a", (8, 8)), site("b", (8, 8))]
-    budget, whole = Budget("params", 6 * 16, "96"), Cost(128, 128)
+    few = terms(6 * 16, Cost(128, 128))
     w = {"a": diagonal(8, 7, 3, 2.5, 0.5, 0.4, 0.3, 0.2), "b": diagonal(6, 2, 1, 0.9, 0.8, 0.7, 0.3, 0.2)}
     scaled = {"a": w["a"], "b": w["b"] * 20}
-    paper, measured = PaperRules(sites, budget, whole), MeasuredRules(sites, budget, whole, {})
+    paper, measured = PaperRules(sites, few), MeasuredRules(sites, few, {})
     as_copies = {name: {key: (value,) for key, value in given.items()} for name, given in (("w", w), ("scaled", scaled))}
     assert paper.ranks(as_copies["w"]).ranks != paper.ranks(as_copies["scaled"]).ranks
     assert measured.ranks(as_copies["w"]).ranks == measured.ranks(as_copies["scaled"]).ranks
     # Inputs that only ever excite the weak directions of `a` make them the ones that count.
     quiet = Metric.of_moments(torch.diag(torch.tensor([1e-6] * 4 + [1.0] * 4))[None], torch.eye(8)[None], ridge=1e-9)
-    near = MeasuredRules(sites, budget, whole, {"a": quiet}).nearest("a", (w["a"],), (1,))[0]
+    near = MeasuredRules(sites, few, {"a": quiet}).nearest("a", (w["a"],), (1,))[0]
     assert int(near.abs().argmax()) == 4 * 8 + 4
 
 
@@ -305,7 +305,7 @@ def test_the_ranks_of_a_low_rank_teacher_are_recovered(kind: RulesMaker) -> None
 
     def learn(limit: int, recipe: Recipe) -> tuple[RankPlan, RankPlan, list[float]]:
         net = import_graph(ir.from_proto(start))
-        rules = recipe.rules(sites, Budget("params", limit, ""), whole, {}, {})
+        rules = recipe.rules(sites, terms(limit, whole), {}, {})
         weights = current_weights(net, sites)
         before = rules.ranks({key: (weight,) * rules.copies(key) for key, weight in weights.items()})
         gaps: list[float] = []

@@ -146,4 +146,4 @@ def test_a_whole_run_without_data(tmp_path: Path) -> None:
     assert set(verdict.ranks) & {"c", "c@2"}
     assert set(verdict.ranks) | set(verdict.whole) == set(PLACES)
     after = load_model(settings.output)
-    assert count(after, infer_shapes(after)).params == verdict.comparison.cost_other.params <= verdict.budget.limit
+    assert count(after, infer_shapes(after)).params == verdict.comparison.cost_other.params <= verdict.budget.limits[0].limit

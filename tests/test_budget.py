@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batude_onnx.budget import Gains, Losses, parse_budget, solve_frontier, solve_greedy
-from batude_onnx.budget.frontier import frontier
-from batude_onnx.budget.problem import Choice, fixed_cost, price, wasteful
+from batude_onnx.budget import Choice, Frontier, Gains, Losses, Terms, frontier, parse_budget, solve_frontier, solve_greedy
+from batude_onnx.budget.terms import wasteful
 from batude_onnx.decomposition import dense_cost, method_of
 from batude_onnx.errors import BudgetError
-from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
+from batude_onnx.records import Budget, Cost, FloatArray, Limit, RankPlan, Site
 from tests.small_models import site
 
 # The problems: sites, what each rank adds and what each choice loses, from random weights' spectra.
@@ -61,6 +60,24 @@ def problem(shapes: Sequence[tuple[tuple[int, ...], int]], seed: int) -> tuple[l
     return sites, gains, losses, sum(dense, start=Cost(37, 210))
 
 
+def on(limit: Limit, whole: Cost) -> Terms:
+    return Terms(Budget((limit,)), whole)
+
+
+def price(made: Site, choice: Choice, metric: str) -> int:
+    cost = dense_cost(made) if choice is None else method_of(made).cost(made, choice)
+    return int(cost.of(metric))
+
+
+def fixed_cost(whole: Cost, sites: Sequence[Site]) -> Cost:
+    return Cost(whole.params - sum(made.params for made in sites), whole.macs - sum(made.macs for made in sites))
+
+
+def drawn(made: Site, table: FloatArray, metric: str) -> Frontier:
+    terms = on(Limit(metric, 0, ""), Cost(0, 0))
+    return frontier(made, table, terms.prices(made, metric), terms.allowed(made))
+
+
 def options(made: Site, metric: str) -> list[Choice]:
     """Every choice worth considering: whole, and all ranks that cost less than that and are not wasteful."""
     most = method_of(made).max_ranks(made.shape, made.geometry.groups)
@@ -83,7 +100,7 @@ def total_loss(sites: Sequence[Site], losses: Losses, plan: RankPlan) -> float:
     return sum(loss_of(made, losses[made.key], plan.ranks[made.key]) for made in sites)
 
 
-def exhaustive(sites: Sequence[Site], losses: Losses, budget: Budget, whole: Cost) -> float:
+def exhaustive(sites: Sequence[Site], losses: Losses, budget: Limit, whole: Cost) -> float:
     """The least loss that any choice within the budget has."""
     prices, lost = np.array([fixed_cost(whole, sites).of(budget.metric)]), np.zeros(1)
     for made in sites:
@@ -93,7 +110,7 @@ def exhaustive(sites: Sequence[Site], losses: Losses, budget: Budget, whole: Cos
     return float(lost[prices <= budget.limit].min())
 
 
-def check(plan: RankPlan, sites: Sequence[Site], budget: Budget, whole: Cost) -> None:
+def check(plan: RankPlan, sites: Sequence[Site], budget: Limit, whole: Cost) -> None:
     """What every plan must hold, counted anew."""
     cost = fixed_cost(whole, sites)
     assert set(plan.ranks) == {made.key for made in sites}
@@ -117,44 +134,44 @@ def test_plans_are_within_the_budget_and_make_sense(
 ) -> None:
     sites, gains, losses, whole = problem(shapes, seed)
     least, most = limits(sites, whole, metric)
-    budget = Budget(metric, least + int(share * (most - least)), "any")
-    check(solve_greedy(sites, gains, budget, whole), sites, budget, whole)
-    check(solve_frontier(sites, losses, budget, whole), sites, budget, whole)
+    budget = Limit(metric, least + int(share * (most - least)), "any")
+    check(solve_greedy(sites, gains, on(budget, whole)), sites, budget, whole)
+    check(solve_frontier(sites, losses, on(budget, whole)), sites, budget, whole)
 
 
 @pytest.mark.parametrize("metric", ["params", "macs"])
 def test_an_unreachable_budget_names_the_smallest_that_can_be_met(metric: str) -> None:
     sites, gains, losses, whole = problem(SHAPES[:4], 3)
-    solvers: list[Callable[[Budget], RankPlan]] = [
-        lambda budget: solve_greedy(sites, gains, budget, whole),
-        lambda budget: solve_frontier(sites, losses, budget, whole),
+    solvers: list[Callable[[Limit], RankPlan]] = [
+        lambda budget: solve_greedy(sites, gains, on(budget, whole)),
+        lambda budget: solve_frontier(sites, losses, on(budget, whole)),
     ]
     for solve in solvers:
-        with pytest.raises(BudgetError, match=r"rank 1 in every layer already takes") as caught:
-            solve(parse_budget("1", metric, whole))
+        with pytest.raises(BudgetError, match=r"the smallest ranks in every layer already take") as caught:
+            solve(parse_budget([f"{metric}=1"], whole).limits[0])
         least = str(caught.value).rsplit(" ", 1)[-1]
-        met = parse_budget(least, metric, whole)
+        met = parse_budget([least], whole).limits[0]
         plan = solve(met)
         check(plan, sites, met, whole)
         assert plan.cost.of(metric) == met.limit
         with pytest.raises(BudgetError):
-            solve(Budget(metric, met.limit - 1, "less"))
+            solve(Limit(metric, met.limit - 1, "less"))
 
 
 @pytest.mark.parametrize("metric", ["params", "macs"])
 def test_at_the_original_size_every_layer_stays_whole(metric: str) -> None:
     sites, gains, losses, whole = problem(SHAPES, 4)
-    budget = parse_budget("1x", metric, whole)
-    for plan in (solve_greedy(sites, gains, budget, whole), solve_frontier(sites, losses, budget, whole)):
+    budget = parse_budget([f"{metric}=1x"], whole).limits[0]
+    for plan in (solve_greedy(sites, gains, on(budget, whole)), solve_frontier(sites, losses, on(budget, whole))):
         assert plan.chosen() == {}
         assert plan.cost == whole
-    less = Budget(metric, budget.limit - 1, "less")
-    assert solve_frontier(sites, losses, less, whole).chosen()
+    less = Limit(metric, budget.limit - 1, "less")
+    assert solve_frontier(sites, losses, on(less, whole)).chosen()
 
 
 def test_a_layer_whose_maps_are_unknown_stays_whole_under_macs() -> None:
     made = site("s", (8, 8, 3, 3), positions=0, input_positions=0)
-    plan = solve_frontier([made], {"s": np.ones((8, 8))}, Budget("macs", 10, "10"), Cost(576, 10))
+    plan = solve_frontier([made], {"s": np.ones((8, 8))}, on(Limit("macs", 10, "10"), Cost(576, 10)))
     assert plan.ranks == {"s": None}
 
 
@@ -163,11 +180,11 @@ def test_wasteful_ranks_are_not_bought() -> None:
     made = site("s", (6, 4, 2))
     assert [r1 for r1 in range(1, 7) if not wasteful(made, (r1, 1))] == [1, 2]
     table = np.add.outer(np.arange(5.0, -1.0, -1.0), np.zeros(4))
-    budget, whole = Budget("params", 36, "36"), Cost(48, 48)
+    budget, whole = Limit("params", 36, "36"), Cost(48, 48)
     assert price(made, (4, 1), "params") == 36
-    assert solve_frontier([made], {"s": table}, budget, whole).ranks == {"s": (2, 1)}
+    assert solve_frontier([made], {"s": table}, on(budget, whole)).ranks == {"s": (2, 1)}
     gains = {"s": [np.array([9.0, 8, 7, 6, 5, 4]), np.array([3.0, 2, 1, 0])]}
-    assert solve_greedy([made], gains, budget, whole).ranks == {"s": (2, 3)}
+    assert solve_greedy([made], gains, on(budget, whole)).ranks == {"s": (2, 3)}
 
 
 def test_greedy_switches_on_in_the_order_of_the_singular_values() -> None:
@@ -176,7 +193,7 @@ def test_greedy_switches_on_in_the_order_of_the_singular_values() -> None:
     gains = {"a": [np.array([9.0, 5, 4, 1, 1, 1])], "b": [np.array([3.0, 2.5, 2, 1, 1, 1])]}
     whole = Cost(72, 72)
     ranks = {
-        limit: dict(solve_greedy(sites, gains, Budget("params", limit, ""), whole).ranks) for limit in (24, 36, 48, 59, 60, 72)
+        limit: dict(solve_greedy(sites, gains, on(Limit("params", limit, ""), whole)).ranks) for limit in (24, 36, 48, 59, 60, 72)
     }
     assert ranks[24] == {"a": (1,), "b": (1,)}
     assert ranks[36] == {"a": (2,), "b": (1,)}
@@ -185,10 +202,10 @@ def test_greedy_switches_on_in_the_order_of_the_singular_values() -> None:
     assert ranks[60] == {"a": None, "b": (2,)}
     assert ranks[72] == {"a": None, "b": None}
     swapped = {"a": gains["b"], "b": gains["a"]}
-    assert solve_greedy(sites, swapped, Budget("params", 48, ""), whole).ranks == {"a": (1,), "b": None}
+    assert solve_greedy(sites, swapped, on(Limit("params", 48, ""), whole)).ranks == {"a": (1,), "b": None}
 
 
-def literal_greedy(sites: Sequence[Site], gains: Gains, budget: Budget, whole: Cost) -> tuple[dict[str, Choice], int, float]:
+def literal_greedy(sites: Sequence[Site], gains: Gains, budget: Limit, whole: Cost) -> tuple[dict[str, Choice], int, float]:
     """Algorithm 1, line 4, from the one sorted list of all singular values: the ranks, how many values were on when one first
     did not fit, and that value. For layers in which no rank is wasteful and rank 1 is worth it."""
     ranks: dict[str, Choice] = {made.key: (1,) * len(gains[made.key]) for made in sites}
@@ -239,8 +256,8 @@ def test_greedy_is_the_literal_one_and_its_gap_to_the_optimum_is_bounded() -> No
     for seed in range(60):
         sites, gains, _, whole = problem([SHAPES[0], SHAPES[1], SHAPES[2]], seed)
         least, most = limits(sites, whole, "params")
-        budget = Budget("params", (2 * least + most) // 3, "any")
-        ranks = dict(solve_greedy(sites, gains, budget, whole).ranks)
+        budget = Limit("params", (2 * least + most) // 3, "any")
+        ranks = dict(solve_greedy(sites, gains, on(budget, whole)).ranks)
         literal, switched, refused = literal_greedy(sites, gains, budget, whole)
         assert ranks == literal
         reached, _ = sum_on(gains, ranks)
@@ -269,10 +286,10 @@ def test_frontier_is_within_one_segment_of_the_optimum(metric: str) -> None:
         shapes = [SHAPES[(seed + k) % len(SHAPES)] for k in (0, 3, 7)]
         sites, _, losses, whole = problem(shapes, seed)
         least, most = limits(sites, whole, metric)
-        budget = Budget(metric, least + (most - least) * (seed % 9 + 1) // 10, "any")
-        fronts = [frontier(made, losses[made.key], metric) for made in sites]
+        budget = Limit(metric, least + (most - least) * (seed % 9 + 1) // 10, "any")
+        fronts = [drawn(made, losses[made.key], metric) for made in sites]
         largest = max(float(-np.diff(front.losses[front.hull]).min(initial=0.0)) for front in fronts)
-        reached = total_loss(sites, losses, solve_frontier(sites, losses, budget, whole))
+        reached = total_loss(sites, losses, solve_frontier(sites, losses, on(budget, whole)))
         optimum = exhaustive(sites, losses, budget, whole)
         assert optimum - 1e-12 <= reached <= optimum + largest + 1e-12
         gaps.append((reached - optimum) / sum(loss_of(made, losses[made.key], (1,) * losses[made.key].ndim) for made in sites))
@@ -287,7 +304,7 @@ def test_frontier_is_the_optimum_where_the_budget_meets_a_breakpoint(metric: str
     met = 0
     for seed in range(12):
         sites, _, losses, whole = problem([SHAPES[(seed + k) % len(SHAPES)] for k in (0, 2, 6)], seed)
-        fronts = [frontier(made, losses[made.key], metric) for made in sites]
+        fronts = [drawn(made, losses[made.key], metric) for made in sites]
         segments = []
         for front in fronts:
             prices, lost = np.diff(front.prices[front.hull]), np.diff(front.losses[front.hull])
@@ -295,8 +312,8 @@ def test_frontier_is_the_optimum_where_the_budget_meets_a_breakpoint(metric: str
         limit = limits(sites, whole, metric)[0]
         for _, step in sorted(segments):
             limit += step
-            budget = Budget(metric, limit, "breakpoint")
-            plan = solve_frontier(sites, losses, budget, whole)
+            budget = Limit(metric, limit, "breakpoint")
+            plan = solve_frontier(sites, losses, on(budget, whole))
             assert plan.cost.of(metric) == limit
             assert total_loss(sites, losses, plan) == pytest.approx(exhaustive(sites, losses, budget, whole), abs=1e-12)
             met += 1
@@ -306,7 +323,7 @@ def test_frontier_is_the_optimum_where_the_budget_meets_a_breakpoint(metric: str
 def test_a_frontier_holds_what_nothing_beats_and_its_hull_is_convex() -> None:
     sites, _, losses, _ = problem(SHAPES, 11)
     for made, metric in product(sites, ["params", "macs"]):
-        front = frontier(made, losses[made.key], metric)
+        front = drawn(made, losses[made.key], metric)
         points = [(price(made, choice, metric), loss_of(made, losses[made.key], choice)) for choice in options(made, metric)]
         best = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
         assert set(zip(front.prices.tolist(), front.losses.tolist(), strict=True)) == best
@@ -325,9 +342,9 @@ def test_greedy_buying_by_gain_for_its_price_would_differ() -> None:
     sites = [site("dear", (20, 20)), site("cheap", (4, 9))]
     spectrum = {"dear": np.array([3.0, 2, 1.9, *[0.1] * 17]), "cheap": np.array([3.0, 1.8, 0.1, 0.1])}
     losses = {key: values.sum() - values.cumsum() for key, values in spectrum.items()}
-    whole, budget = Cost(436, 436), Budget("params", 40 + 13 + 45, "98")
-    assert solve_greedy(sites, {key: [values] for key, values in spectrum.items()}, budget, whole).ranks["dear"] == (2,)
-    assert solve_frontier(sites, losses, budget, whole).ranks == {"dear": (1,), "cheap": None}
+    whole, budget = Cost(436, 436), Limit("params", 40 + 13 + 45, "98")
+    assert solve_greedy(sites, {key: [values] for key, values in spectrum.items()}, on(budget, whole)).ranks["dear"] == (2,)
+    assert solve_frontier(sites, losses, on(budget, whole)).ranks == {"dear": (1,), "cheap": None}
 
 
 def test_150_layers_of_256_channels_are_solved_in_a_second() -> None:
@@ -340,9 +357,9 @@ def test_150_layers_of_256_channels_are_solved_in_a_second() -> None:
         energy *= rng.uniform(0.5, 1.5, energy.shape)
         losses[made.key] = np.maximum(energy.sum() - energy.cumsum(0).cumsum(1), 0.0) / energy.sum()
     whole = Cost(sum(made.params for made in sites), sum(made.macs for made in sites))
-    budget = parse_budget("2.5x", "params", whole)
+    budget = parse_budget(["2.5x"], whole).limits[0]
     began = time.process_time()
-    plan = solve_frontier(sites, losses, budget, whole)
+    plan = solve_frontier(sites, losses, on(budget, whole))
     # 0.5 s of processor time on one core; the margin is for slower and busy ones.
     assert time.process_time() - began < 2.0
     assert 0.999 * budget.limit < plan.cost.params <= budget.limit

@@ -85,7 +85,12 @@ WRONG: dict[str, Case] = {
     "budget 120%": (nothing, compress(budget="120%"), errors.BudgetError, "budget '120%' is out of range"),
     "budget above the model": (nothing, compress(budget="1M"), errors.BudgetError, "the model has 17,098 params"),
     "budget unreachable": (nothing, compress(budget="1000x"), errors.BudgetError, "the smallest budget that can be met is"),
-    "budget in MACs unreachable": (nothing, compress(budget="1k", metric="macs"), errors.BudgetError, "the smallest budget that"),
+    "metric unknown": (nothing, compress(budget="bytes=2x"), errors.BudgetError, "limits 'bytes': choose one of params, macs"),
+    "two budgets of a kind": (nothing, compress(budget="2x,params=9k"), errors.BudgetError, "is the second one for params"),
+    "latency of a GPU that is not there": (
+        nothing, compress(budget="latency=2x", provider="cuda"), errors.RuntimeMissingError, "no working CUDA"
+    ),
+    "budget in MACs unreachable": (nothing, compress(budget="macs=1k"), errors.BudgetError, "the smallest budget that"),
     "data of a wrong size": (
         data_with(x_train=np.zeros((320, 28, 28, 3), np.uint8)), WITH_DATA, errors.DataError,
         "data.npz: x_train has shape (320, 28, 28, 3)",
@@ -122,7 +127,7 @@ WRONG: dict[str, Case] = {
     "shape does not fit": (nothing, compress(input="x=1,4,9,9"), errors.ModelError, "shape (1, 4, 9, 9) does not fit input x"),
     "dimension of no input": (nothing, compress(dim="H=32"), errors.ModelError, "no input has a dimension 'H'; there are "),
     "no sizes run": (picky, compress(), errors.ModelError, "none of the usual ones runs"),
-    "sizes for MACs": (picky, compress(metric="macs"), errors.BudgetError, "give them: --dim H=SIZE --dim W=SIZE or --input"),
+    "sizes for MACs": (picky, compress(budget="macs=2x"), errors.BudgetError, "give them: --dim H=SIZE --dim W=SIZE or --input"),
     "sizes do not run": (picky, compress(dim="H=9"), errors.ModelError, "none of the usual ones runs"),
     "outputs are no numbers": (
         not_numbers, COMPRESS, errors.ModelError, "say what they hold, such as --input x=1,3,4,4:0..1",
@@ -182,7 +187,6 @@ USAGE = {
     "no budget": (("compress", "model.onnx"), "Missing option '--budget'"),
     "no model": (("compress", "--budget", "2x"), "Missing argument 'MODEL'"),
     "recipe unknown": (compress(recipe="magic"), "'magic' is not one of 'batude', 'default', 'paper'"),
-    "metric unknown": (compress(metric="bytes"), "'bytes' is not one of 'params', 'macs'"),
     "no such option": ((*COMPRESS, "--fast"), "No such option"),
     "epochs negative": (compress(epochs="-1"), "-1.0 is not in the range x>=0"),
     "epochs no number": (compress(epochs="nan"), "nan is not a number of epochs"),

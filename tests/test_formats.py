@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from batude_onnx.budget.problem import fixed_cost, price
 from batude_onnx.decomposition import alternatives, method_of
-from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
+from batude_onnx.records import Cost, FloatArray, RankPlan, Site
 from batude_onnx.training import formats, planning
 from batude_onnx.training.compressing import current_weights
 from batude_onnx.training.recipe import RECIPES
 from batude_onnx.training.rules import share_lost
 from batude_onnx.training.sensitivity import Curve
 from tests.importer_graphs import floats, imported
-from tests.small_models import conv_model, network, site, sites_of
+from tests.small_models import conv_model, network, site, sites_of, terms
 
 SHAPE = (12, 10, 3, 3)
 # A layer of shared channels, and one of shared lines, each of rank 2 in its own way and of nothing less in the other's.
@@ -27,6 +26,7 @@ LINES = np.einsum("sjr,rci->scij", floats(12, 3, 2), floats(2, 10, 3, seed=1)).a
 WEIGHTS = {"channels": torch.from_numpy(CHANNELS), "lines": torch.from_numpy(LINES)}
 SITES = [site(key, SHAPE) for key in WEIGHTS]
 WHOLE = Cost(2 * 1080 + 50, 0)
+PARAMS = terms(300, WHOLE)
 
 
 def losses_in(weights: Mapping[str, torch.Tensor]) -> Callable[[Site], FloatArray]:
@@ -36,36 +36,37 @@ def losses_in(weights: Mapping[str, torch.Tensor]) -> Callable[[Site], FloatArra
 def test_each_layer_gets_the_method_that_loses_least_of_it() -> None:
     assert [made.method for made in SITES] == ["tucker2", "tucker2"]
     allowed = dict.fromkeys(WEIGHTS, 140.0)
-    chosen = formats.choose(SITES, losses_in(WEIGHTS), "params", allowed)
+    chosen = formats.choose(SITES, losses_in(WEIGHTS), PARAMS, allowed)
     assert [made.method for made in chosen] == ["tucker2", "separable"]
     # Chosen once more from what was chosen, nothing changes: the first method stays among the alternatives.
-    assert formats.choose(chosen, losses_in(WEIGHTS), "params", allowed) == chosen
+    assert formats.choose(chosen, losses_in(WEIGHTS), PARAMS, allowed) == chosen
     swapped = {"channels": WEIGHTS["lines"], "lines": WEIGHTS["channels"]}
-    assert [made.method for made in formats.choose(chosen, losses_in(swapped), "params", allowed)] == ["separable", "tucker2"]
+    assert [made.method for made in formats.choose(chosen, losses_in(swapped), PARAMS, allowed)] == ["separable", "tucker2"]
 
 
 def test_a_layer_without_an_allowance_keeps_its_method() -> None:
-    chosen = formats.choose(SITES, losses_in(WEIGHTS), "params", {"channels": 140.0})
+    chosen = formats.choose(SITES, losses_in(WEIGHTS), PARAMS, {"channels": 140.0})
     assert [made.method for made in chosen] == ["tucker2", "tucker2"]
 
 
 def test_layers_of_one_method_pass_through() -> None:
     made = site("y", (6, 11))
-    assert formats.choose([made], losses_in({"y": torch.from_numpy(floats(6, 11))}), "params", {"y": 30.0}) == [made]
+    assert formats.choose([made], losses_in({"y": torch.from_numpy(floats(6, 11))}), PARAMS, {"y": 30.0}) == [made]
 
 
 @pytest.mark.parametrize("metric", ["params", "macs"])
 def test_allowances_of_layers_alike_are_the_budget(metric: str) -> None:
     sites = [site("a", SHAPE, positions=9), site("b", (6, 5, 3, 3), positions=4)]
     whole = Cost(2000, 20000)
-    allowed = formats.alike(sites, Budget(metric, 900, "900"), whole)
-    assert sum(allowed.values()) == pytest.approx(900 - fixed_cost(whole, sites).of(metric))
-    assert allowed["a"] / allowed["b"] == pytest.approx(price(sites[0], None, metric) / price(sites[1], None, metric))
+    few = terms(900, whole, metric)
+    allowed = formats.alike(sites, few)
+    assert sum(allowed.values()) == pytest.approx(900 - few.fixed(sites, metric))
+    assert allowed["a"] / allowed["b"] == pytest.approx(few.price(sites[0], None, metric) / few.price(sites[1], None, metric))
 
 
 def test_a_planned_layer_is_allowed_its_price() -> None:
     plan = RankPlan({"channels": (2, 2), "lines": None}, Cost(0, 0))
-    assert formats.planned(SITES, plan, "params") == {"channels": 2 * 12 + 2 * 10 + 4 * 9}
+    assert formats.planned(SITES, plan, PARAMS) == {"channels": 2 * 12 + 2 * 10 + 4 * 9}
 
 
 def test_a_plan_is_made_of_the_chosen_methods() -> None:
@@ -73,10 +74,8 @@ def test_a_plan_is_made_of_the_chosen_methods() -> None:
     whole = Cost(1080 + 12, 0)
     for weight, name in ((CHANNELS, "tucker2"), (LINES, "separable")):
         model = conv_model(weight, floats(12), (6, 6))
-        budget = Budget("params", 170, "170")
-        planned = planning.plan_layers(
-            sites_of(model), {"y": torch.from_numpy(weight)}, budget, whole, recipe, {}, planning.unmeasured
-        )
+        few = terms(170, whole)
+        planned = planning.plan_layers(sites_of(model), {"y": torch.from_numpy(weight)}, few, recipe, {}, planning.unmeasured)
         assert [made.method for made in planned.sites] == [name]
         assert planned.plan.cost.params <= 170
         near = planned.rules.nearest("y", (torch.from_numpy(weight),), planned.plan.chosen()["y"])[0]
@@ -87,7 +86,7 @@ def test_all_layers_that_change_their_method_are_measured_again() -> None:
     model = network()
     net, sites = imported(model), sites_of(model)
     whole = Cost(sum(made.params for made in sites), 0)
-    budget = Budget("params", whole.params // 4, "4x")
+    few = terms(whole.params // 4, whole)
     recipe, weights = RECIPES["default"], current_weights(net, sites)
     measured: list[list[str]] = []
 
@@ -96,18 +95,18 @@ def test_all_layers_that_change_their_method_are_measured_again() -> None:
         measured.append([made.key for made in some])
         return {made.key: Curve((0.01, 0.5), (1e-6, 1e-3) if made.key == "c1" else (1e-3, 1.0)) for made in some}
 
-    planned = planning.plan_layers(sites, weights, budget, whole, recipe, {}, measure)
+    planned = planning.plan_layers(sites, weights, few, recipe, {}, measure)
     chosen, plan = planned.sites, planned.plan
-    first = formats.choose(sites, losses_in(weights), "params", formats.alike(sites, budget, whole))
+    first = formats.choose(sites, losses_in(weights), few, formats.alike(sites, few))
     changed = [one.key for one, other in zip(first, chosen, strict=True) if one.method != other.method]
     assert changed
     assert measured == [[made.key for made in sites], changed]
-    assert plan.cost.params <= budget.limit
+    assert plan.cost.params <= whole.params // 4
     for made in chosen:
         assert made in alternatives(next(old for old in sites if old.key == made.key))
         ranks = plan.ranks[made.key]
         assert ranks is None or len(ranks) == len(method_of(made).max_ranks(made.shape, made.geometry.groups))
     measured.clear()
     silent = replace(recipe, formats=False, measures=False)
-    assert planning.plan_layers(sites, weights, budget, whole, silent, {}, measure).sites == sites
+    assert planning.plan_layers(sites, weights, few, silent, {}, measure).sites == sites
     assert not measured

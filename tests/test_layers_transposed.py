@@ -156,7 +156,7 @@ def test_a_network_with_them_is_trained(tmp_path: Path, recipe: str) -> None:
 
 @pytest.mark.parametrize(("metric", "simplify"), [("params", True), ("macs", False)])
 def test_a_network_with_them_is_compressed_without_data(tmp_path: Path, metric: str, simplify: bool) -> None:
-    settings = settings_for(saved(generator(), tmp_path), tmp_path, "1.7x", metric=metric, simplify=simplify)
+    settings = settings_for(saved(generator(), tmp_path), tmp_path, f"{metric}=1.7x", simplify=simplify)
     verdict = compress(settings)
     check(verdict, settings)
     assert {"t", "y"} & set(verdict.ranks)

@@ -121,11 +121,11 @@ def open_image() -> onnx.ModelProto:
 def test_open_image_sizes_are_given_or_chosen(tmp_path: Path) -> None:
     path = saved(open_image(), tmp_path)
     told = Listener()
-    assert compress(settings_for(path, tmp_path, "2x", metric="macs"), told).comparison.cost_original.macs == 12 * 8 * 9 * 224**2
+    assert compress(settings_for(path, tmp_path, "macs=2x"), told).comparison.cost_original.macs == 12 * 8 * 9 * 224**2
     assert (
         "open input sizes were chosen: x=1,8,224,224; others by --dim H=SIZE --dim W=SIZE or --input x=1,8,224,224" in told.said
     )
-    settings = settings_for(path, tmp_path, "2x", metric="macs", inputs=Wishes({"x": Given((2, 8, 10, 12))}))
+    settings = settings_for(path, tmp_path, "macs=2x", inputs=Wishes({"x": Given((2, 8, 10, 12))}))
     verdict = compress(settings)
     check(verdict, settings)
     assert verdict.comparison.cost_original.macs == 2 * 12 * 8 * 9 * 120
@@ -134,7 +134,7 @@ def test_open_image_sizes_are_given_or_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", ["params", "macs"])
 def test_open_image_sizes_come_with_the_data(tmp_path: Path, metric: str) -> None:
     np.savez(tmp_path / "x.npz", x_train=values(40, 8, 10, 12))
-    settings = settings_for(saved(open_image(), tmp_path), tmp_path, "2x", tmp_path / "x.npz", epochs=1.0, metric=metric)
+    settings = settings_for(saved(open_image(), tmp_path), tmp_path, f"{metric}=2x", tmp_path / "x.npz", epochs=1.0)
     verdict = compress(settings)
     check(verdict, settings)
     # Of samples of 10 x 12, counted on the written file too.
@@ -179,7 +179,7 @@ def test_weights_in_another_file(trained: Path, cifar_slice: Path, tmp_path: Pat
     for simplify in (True, False):
         settings = settings_for(path, tmp_path, "2x", cifar_slice, epochs=0.0, simplify=simplify)
         verdict = compress(settings)
-        assert stored(settings.output) == verdict.comparison.cost_other.params <= verdict.budget.limit
+        assert stored(settings.output) == verdict.comparison.cost_other.params <= verdict.budget.limits[0].limit
     assert (tmp_path / "weights").read_bytes() == before
     other = tmp_path / "plain"
     other.mkdir()

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from batude_onnx.decomposition import method_of
-from batude_onnx.records import Budget, Cost
+from batude_onnx.records import Cost
 from batude_onnx.training.recipe import RECIPES
-from tests.small_models import network, site, sites_of
+from tests.small_models import network, site, sites_of, terms
 from tools.tables import baselines
 from tools.tables.baselines import PlainRules, scaled
 from tools.tables.rendering import load, render
@@ -61,9 +61,7 @@ def test_variational_bayes_finds_the_rank_under_noise(shape: tuple[int, int], ra
 def test_common_factor_spends_the_budget() -> None:
     sites = [site("a", (32, 32, 3, 3)), site("b", (64, 32, 3, 3))]
     whole = Cost(sum(each.params for each in sites), 0)
-    plan = scaled(
-        sites, {each.key: method_of(each).max_ranks(each.shape, 1) for each in sites}, Budget("params", 9000, ""), whole
-    )
+    plan = scaled(sites, {each.key: method_of(each).max_ranks(each.shape, 1) for each in sites}, terms(9000, whole))
     assert 0.8 * 9000 < plan.cost.params <= 9000
     (a, b) = (plan.ranks["a"], plan.ranks["b"])
     assert a is not None
@@ -77,7 +75,7 @@ def test_each_baseline_keeps_the_budget_and_projects_to_its_ranks(kind: type[Pla
     whole = Cost(sum(each.params for each in sites), 0)
     torch.manual_seed(0)
     v = {each.key: (torch.randn(each.shape),) for each in sites}
-    rules = kind(sites, Budget("params", whole.params // 2, "2x"), whole, {}, {})
+    rules = kind(sites, terms(whole.params // 2, whole), {}, {})
     plan = rules.ranks(v)
     assert plan.cost.params <= whole.params // 2
     for key, ranks in plan.chosen().items():

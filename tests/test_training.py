@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from batude_onnx.decomposition import method_of
 from batude_onnx.errors import TrainingError
 from batude_onnx.importer import GraphNet
-from batude_onnx.records import Budget, Cost, RankPlan
+from batude_onnx.records import Cost, RankPlan
 from batude_onnx.training.batches import Batches
 from batude_onnx.training.compressing import decompose, harvest, learn_ranks
 from batude_onnx.training.loop import Hooks, Progress, train
@@ -23,7 +23,7 @@ from batude_onnx.training.losses import Objective
 from batude_onnx.training.normalisation import restorable, restore
 from batude_onnx.training.recipe import RECIPES, Phase, Recipe
 from tests.importer_graphs import imported
-from tests.small_models import a_layer_without_gradient, floats, linear_model, network, output, rewritten, sites_of
+from tests.small_models import a_layer_without_gradient, floats, linear_model, network, output, rewritten, sites_of, terms
 
 TUNE = replace(RECIPES["default"], batch=32, weight_decay=0.0)
 
@@ -99,7 +99,7 @@ def test_diverging_weights_end_bcadl_with_the_same_error(name: str) -> None:
     sites = [found for found in sites_of(model) if found.method]
     recipe = replace(RECIPES[name], solve_every=1, bcadl=Phase(lr=1e18, decay_epochs=100), batch=32)
     whole = Cost(sum(found.params for found in sites), 0)
-    rules = recipe.rules(sites, Budget("params", whole.params // 2, "2x"), whole, {}, {})
+    rules = recipe.rules(sites, terms(whole.params // 2, whole), {}, {})
     net, teacher = imported(model), imported(model)
     with pytest.raises(TrainingError, match=r"finite|loss became"):
         learn_ranks(
@@ -206,7 +206,7 @@ def test_linear_layers_learn_in_the_orientation_in_which_they_are_stored(op: str
     sites, x = sites_of(model), floats(64, 9)
     net, teacher = imported(model), imported(model)
     recipe = replace(RECIPES["default"], penalty=(0.1, 1.0), bcadl=Phase(0.1), solve_every=5, batch=16)
-    rules = recipe.rules(sites, Budget("params", 14 + 5, "19"), Cost(50, 0), {}, {})
+    rules = recipe.rules(sites, terms(14 + 5, Cost(50, 0)), {}, {})
     plan, _ = learn_ranks(
         net, teacher, sites, Batches(x, batch=16), recipe, rules, metric="params", epochs=40, report=lambda _: None
     )

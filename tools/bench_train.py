@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from batude_onnx.budget import parse_budget
+from batude_onnx.budget import Terms, parse_budget
 from batude_onnx.importer import GraphNet, import_graph
 from batude_onnx.loading import load_model
 from batude_onnx.proving import survey
@@ -94,7 +94,7 @@ def main(model: Path, samples: int, runs: int, device: str) -> None:
     # Each loop lays the weights out in its own way, so none shares a network with another.
     nets, teachers = [network() for _ in range(3)], [teacher() for _ in range(3)]
     moved = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
-    rules = RECIPE.rules(seen.compressible, parse_budget("2.6x", "params", seen.cost), seen.cost, {}, {})
+    rules = RECIPE.rules(seen.compressible, Terms(parse_budget(["2.6x"], seen.cost), seen.cost), {}, {})
     targets = torch.from_numpy(labels).to(device)
 
     def plain() -> None:

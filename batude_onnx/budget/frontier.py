@@ -1,4 +1,4 @@
-"""Eq. 15 by gain for each unit of the budget.
+"""Eq. 15 by gain for each unit of the budget, a multiple-choice knapsack over all layers.
 
 Buying ranks one at a time is short-sighted: a layer costs R1*R2*K*K, so each rank of one mode makes the other dearer, and the
 sum of the two modes' tails is only a bound on what is lost. Here every layer first draws its own frontier, over all (R1, R2)
@@ -8,6 +8,9 @@ at once and the whole layer too,
 
 and the lower convex hulls of all frontiers are then walked together, steepest segment first. That is the exact optimum of the
 Lagrangian relaxation at each breakpoint (Everett 1963); what a last, unaffordable segment leaves over is filled greedily.
+
+Several limits become one by a surrogate constraint (Glover 1968), price = sum of w_m price_m / limit_m with weights w that add up
+to 1: a limit that is overspent gains weight, and one with room to spare loses it.
 """
 
 from __future__ import annotations
@@ -19,12 +22,20 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from batude_onnx.budget.problem import Choice, fixed_cost, plan_of, price, require_feasible, wasteful
+from batude_onnx.budget.exchange import Points, exchanged, filled
+from batude_onnx.budget.terms import Choice, Mask, Terms, plan_of, require_feasible
 from batude_onnx.decomposition import method_of
-from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
+from batude_onnx.errors import BudgetError
+from batude_onnx.records import FloatArray, Prices, RankPlan, Site
 
 # losses[key][r1 - 1, r2 - 1]: what a layer loses at these ranks, in one unit for all layers.
 Losses = Mapping[str, FloatArray]
+Indices = npt.NDArray[np.int64]
+
+# Finer steps of a rank than so many are not told apart.
+FINEST = 128
+# Weights of several limits are sought in so many rounds, and the share of the limits that can be spent in so many halvings.
+ROUNDS, HALVINGS = 24, 10
 
 
 @dataclass(frozen=True)
@@ -34,39 +45,62 @@ class Frontier:
     `ranks` (points, modes); a row of zeros is the whole layer.
     """
 
-    ranks: npt.NDArray[np.int64]
-    prices: npt.NDArray[np.int64]
+    ranks: Indices
+    prices: FloatArray
     losses: FloatArray
-    hull: npt.NDArray[np.int64]
+    hull: Indices
 
     def choice(self, index: int) -> Choice:
         """What stands at `index`."""
-        ranks = tuple(int(rank) for rank in self.ranks[index])
-        return ranks if all(ranks) else None
+        return _choice(self.ranks[index])
 
 
-def frontier(site: Site, table: FloatArray, metric: str) -> Frontier:
-    """Draw one layer's frontier from its table of losses, `table[r1 - 1, r2 - 1, ...]`."""
-    method = method_of(site)
-    most = method.max_ranks(site.shape, site.geometry.groups)
+def _choice(ranks: Indices) -> Choice:
+    chosen = tuple(int(rank) for rank in ranks)
+    return chosen if all(chosen) else None
+
+
+def frontier(site: Site, table: FloatArray, prices: Prices, allowed: Mask, whole: bool = True) -> Frontier:
+    """Draw one layer's frontier from its table of losses, `table[r1 - 1, r2 - 1, ...]`; `whole`: it may stay as it is."""
+    ranks, losses = _candidates(site, table, allowed, whole)
+    cost = _costs(prices.ranks, prices.whole, ranks)
+    order = _unbeaten(cost, losses)
+    return Frontier(ranks[order], cost[order], losses[order], _hull(cost[order], losses[order]))
+
+
+def _candidates(site: Site, table: FloatArray, allowed: Mask, whole: bool) -> tuple[Indices, FloatArray]:
+    """Ranks that may be taken and what they lose, the whole layer last."""
+    most = method_of(site).max_ranks(site.shape, site.geometry.groups)
     table = np.asarray(table, dtype=np.float64)[tuple(slice(0, bound) for bound in most)]
-    ranks = np.indices(table.shape).reshape(table.ndim, -1).T + 1
-    losses = table.ravel()
-    # A method's cost is a polynomial in the ranks, so arrays pass through it as numbers do.
-    prices = np.asarray(method.cost(site, tuple(ranks.T)).of(metric), dtype=np.int64)
-    whole = price(site, None, metric)
-    worth = (prices < whole) & np.logical_not(wasteful(site, tuple(ranks.T)))
-    ranks = np.vstack([ranks[worth], np.zeros((1, table.ndim), dtype=np.int64)])
-    prices, losses = np.append(prices[worth], whole), np.append(losses[worth], 0.0)
-    order = np.argsort(prices, kind="stable")
+    fits = allowed.copy() if allowed.sum() > FINEST**2 else allowed
+    for axis, bound in enumerate(most if fits is not allowed else ()):
+        coarse = np.arange(1, bound + 1) % -(-bound // FINEST) != 0
+        fits[(slice(None),) * axis + (coarse,)] = False
+    ranks, losses = np.argwhere(fits) + 1, table[fits]
+    if whole:
+        ranks, losses = np.vstack([ranks, np.zeros((1, table.ndim), dtype=np.int64)]), np.append(losses, 0.0)
+    return ranks, losses
+
+
+def _costs(table: FloatArray, whole: float, ranks: Indices) -> FloatArray:
+    """Prices of the candidates; a row of zeros is the whole layer."""
+    within = ranks[:, 0] > 0
+    cost = np.full(len(ranks), float(whole))
+    cost[within] = table[tuple(ranks[within].T - 1)]
+    return cost
+
+
+def _unbeaten(cost: FloatArray, losses: FloatArray) -> Indices:
+    """By rising price, the candidates that lose less than all cheaper ones."""
+    order = np.argsort(cost, kind="stable")
     best = np.minimum.accumulate(losses[order])
-    order = order[np.append(True, best[1:] < best[:-1])]
+    order = order[np.append(True, best[1:] < best[:-1])] if len(order) else order
     # Of several choices at one price the last of these is the best.
-    order = order[np.append(prices[order][1:] > prices[order][:-1], True)]
-    return Frontier(ranks[order], prices[order], losses[order], _hull(prices[order], losses[order]))
+    kept: Indices = order[np.append(cost[order][1:] > cost[order][:-1], True)] if len(order) else order
+    return kept
 
 
-def _hull(prices: npt.NDArray[np.int64], losses: FloatArray) -> npt.NDArray[np.int64]:
+def _hull(prices: FloatArray, losses: FloatArray) -> Indices:
     """Indices of the lower convex hull of points sorted by price.
 
     A point on or above the chord of its two neighbours is no corner of the hull, whichever other points go; what is left when
@@ -81,37 +115,87 @@ def _hull(prices: npt.NDArray[np.int64], losses: FloatArray) -> npt.NDArray[np.i
         hull = hull[corner]
 
 
-def solve_frontier(sites: Sequence[Site], losses: Losses, budget: Budget, whole: Cost) -> RankPlan:
-    """Ranks within `budget`; `whole` is what the untouched network costs. Raises BudgetError where there are none."""
-    metric, fixed = budget.metric, fixed_cost(whole, sites)
-    require_feasible(sites, budget, fixed)
-    fronts = [frontier(site, losses[site.key], metric) for site in sites]
-    left = budget.limit - fixed.of(metric) - sum(int(front.prices[0]) for front in fronts)
+def solve_frontier(sites: Sequence[Site], losses: Losses, terms: Terms) -> RankPlan:
+    """Ranks within all limits of `terms`. Raises BudgetError where there are none."""
+    require_feasible(sites, terms)
+    left = terms.left(sites)
+    points = [_points(site, losses[site.key], terms, left) for site in sites]
+    at = _walked(points, np.ones(1), 1.0)[0] if len(left) == 1 else _surrogate(points, len(left), terms)
+    at = exchanged(points, filled(points, at))
+    return plan_of(sites, {site.key: _choice(one.ranks[i]) for site, one, i in zip(sites, points, at, strict=True)}, terms)
+
+
+def lower_bound(sites: Sequence[Site], losses: Losses, terms: Terms) -> float:
+    """No plan within the one limit of `terms` loses less than this: the Lagrangian relaxation, in which layers may be mixed."""
+    points = [_points(site, losses[site.key], terms, terms.left(sites)) for site in sites]
+    at, missed = _walked(points, np.ones(1), 1.0)
+    return float(sum(one.losses[i] for one, i in zip(points, at, strict=True)) - missed)
+
+
+def _points(site: Site, lost: FloatArray, terms: Terms, left: FloatArray) -> Points:
+    """The candidates of one layer, their costs as shares of what the limits leave. Under several limits those that are unbeaten
+    for some of the weights that these may have."""
+    allowed = terms.allowed(site)
+    ranks, losses = _candidates(site, lost, allowed, terms.may_stay_whole(site))
+    tables = zip(terms.table(site), terms.wholes(site), np.maximum(left, 1e-9), strict=True)
+    shares = np.stack([_costs(table / unit, whole / unit, ranks) for table, whole, unit in tables], axis=1)
+    if shares.shape[1] == 1:
+        kept = _unbeaten(shares[:, 0], losses)
+    else:
+        mixed = np.vstack([np.eye(shares.shape[1]), np.random.default_rng(0).dirichlet(np.ones(shares.shape[1]), 12)])
+        kept = np.unique(np.concatenate([_unbeaten(shares @ weights, losses) for weights in mixed]))
+    return Points(ranks[kept], shares[kept], losses[kept])
+
+
+def _walked(points: Sequence[Points], weights: FloatArray, capacity: float) -> tuple[list[int], float]:
+    """Which point of each layer the walk along all hulls reaches within `capacity`, and how much less the first segment that did
+    not fit would have lost for what was left then."""
+    orders, hulls = [], []
     segments: list[tuple[float, int, int, int]] = []
-    for number, front in enumerate(fronts):
-        slopes = np.diff(front.losses[front.hull]) / np.diff(front.prices[front.hull])
-        segments += zip(slopes.tolist(), repeat(number), front.hull[:-1].tolist(), front.hull[1:].tolist(), strict=False)
-    at = [0] * len(fronts)
-    for _, number, a, b in sorted(segments):
-        step = int(fronts[number].prices[b] - fronts[number].prices[a])
-        if at[number] == a and step <= left:
+    for number, one in enumerate(points):
+        cost = one.shares @ weights
+        order = _unbeaten(cost, one.losses)
+        hull = _hull(cost[order], one.losses[order])
+        orders.append(order)
+        hulls.append((cost[order], hull))
+        slopes = np.diff(one.losses[order][hull]) / np.diff(cost[order][hull])
+        segments += zip(slopes.tolist(), repeat(number), hull[:-1].tolist(), hull[1:].tolist(), strict=False)
+    at, missed = [0] * len(points), 0.0
+    left = capacity - sum(float(cost[0]) for cost, _ in hulls)
+    for slope, number, a, b in sorted(segments):
+        step = float(hulls[number][0][b] - hulls[number][0][a])
+        if at[number] == a and step <= left * (1 + 1e-12):
             at[number], left = b, left - step
-    _fill(fronts, at, left)
-    choices = {site.key: front.choice(index) for site, front, index in zip(sites, fronts, at, strict=True)}
-    return plan_of(sites, choices, fixed)
+        elif not missed:
+            missed = -slope * max(left, 0.0)
+    return [int(order[i]) for order, i in zip(orders, at, strict=True)], missed
 
 
-def _fill(fronts: list[Frontier], at: list[int], left: int) -> None:
-    """Spend what is left, each time on the affordable step that lowers the loss most."""
-    while True:
-        best, chosen = 0.0, None
-        for number, front in enumerate(fronts):
-            index = int(np.searchsorted(front.prices, front.prices[at[number]] + left, side="right")) - 1
-            gain = float(front.losses[at[number]] - front.losses[index])
-            if gain > best:
-                best, chosen = gain, (number, index)
-        if chosen is None:
-            return
-        number, index = chosen
-        left -= int(fronts[number].prices[index] - fronts[number].prices[at[number]])
-        at[number] = index
+def _surrogate(points: Sequence[Points], limits: int, terms: Terms) -> list[int]:
+    """The best of what the walks under changing weights give, each within as much as all limits allow."""
+    weights, best, least = np.full(limits, 1 / limits), None, np.inf
+    for number in range(ROUNDS):
+        at, _ = _walked(points, weights, 1.0)
+        spent = _spent(points, at)
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS if (spent > 1).any() else 0):
+            middle = (low + high) / 2
+            tried, _ = _walked(points, weights, middle)
+            fits = (_spent(points, tried) <= 1).all()
+            low, high = (middle, high) if fits else (low, middle)
+            at = tried if fits else at
+        if (_spent(points, at) <= 1).all():
+            at = filled(points, at)
+            loss = sum(float(one.losses[i]) for one, i in zip(points, at, strict=True))
+            if loss < least:
+                best, least = at, loss
+        weights = weights * np.exp(np.clip(spent - 1, -2, 2) * 2 / (1 + number / 4))
+        weights /= weights.sum()
+    if best is None:
+        raise BudgetError(f"the limits of budget {terms.budget.text!r} cannot all be met together: loosen one of them")
+    return best
+
+
+def _spent(points: Sequence[Points], at: Sequence[int]) -> FloatArray:
+    spent: FloatArray = np.sum([one.shares[i] for one, i in zip(points, at, strict=True)], axis=0)
+    return spent

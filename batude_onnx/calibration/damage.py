@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from batude_onnx import layers
+from batude_onnx.budget import Terms
 from batude_onnx.calibration.probe import Probe
 from batude_onnx.decomposition import method
 from batude_onnx.records import FactorChain, FloatArray, Site
@@ -34,7 +35,7 @@ def measure(
     model: ir.Model,
     sites: Sequence[Site],
     losses: Mapping[str, FloatArray],
-    metric: str,
+    terms: Terms,
     samples: Sequence[Feeds],
     fits: Mapping[str, Regression],
     objective: Objective,
@@ -42,7 +43,7 @@ def measure(
     provider: str = "cpu",
     threads: int | None = None,
 ) -> dict[str, Curve]:
-    """A curve for each site, from `losses` (the share of its energy lost, by ranks); `metric` is the budget's.
+    """A curve for each site, from `losses` (the share of its energy lost, by ranks), on its frontier under `terms`.
 
     `fits`: the least squares of each site. `report(done, all)` is called after each.
     """
@@ -52,7 +53,7 @@ def measure(
         return {}
     curves = {}
     for number, site in enumerate(sites, 1):
-        front, chosen = corners(site, losses[site.key], metric)
+        front, chosen = corners(site, losses[site.key], terms)
         damage = []
         for index in chosen:
             ranks = front.choice(index)

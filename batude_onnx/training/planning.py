@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from torch import Tensor
 
+from batude_onnx.budget import Terms
 from batude_onnx.decomposition import Metric
-from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
+from batude_onnx.records import FloatArray, RankPlan, Site
 from batude_onnx.training import formats
 from batude_onnx.training.bcadl import Rules
 from batude_onnx.training.recipe import Recipe
@@ -30,13 +32,18 @@ class Planned:
     sites: list[Site]
     rules: Rules
     plan: RankPlan
+    weights: Mapping[str, Tensor]
+
+    def under(self, terms: Terms) -> Planned:
+        """The ranks of the same layers, by the same methods, under other terms. Raises BudgetError where there are none."""
+        rules: Rules = replace(cast(Any, self.rules), terms=terms)
+        return replace(self, rules=rules, plan=_solved(rules, self.sites, self.weights))
 
 
 def plan_layers(
     sites: Sequence[Site],
     weights: Mapping[str, Tensor],
-    budget: Budget,
-    whole: Cost,
+    terms: Terms,
     recipe: Recipe,
     metrics: Mapping[str, Metric],
     measure: Measure,
@@ -59,16 +66,20 @@ def plan_layers(
         return measure(changed, {site.key: lost(site) for site in changed}) if recipe.measures else {}
 
     def solved(curves: Mapping[str, Curve]) -> tuple[Rules, RankPlan]:
-        rules = recipe.rules(sites, budget, whole, metrics, curves)
-        return rules, rules.ranks({site.key: (weights[site.key],) * rules.copies(site.key) for site in sites})
+        rules = recipe.rules(sites, terms, metrics, curves)
+        return rules, _solved(rules, sites, weights)
 
     if recipe.formats:
-        sites = formats.choose(sites, lost, budget.metric, formats.alike(sites, budget, whole))
+        sites = formats.choose(sites, lost, terms, formats.alike(sites, terms))
     curves = curves_of(sites)
     rules, plan = solved(curves)
     if recipe.formats:
-        before, sites = sites, formats.choose(sites, lost, budget.metric, formats.planned(sites, plan, budget.metric))
+        before, sites = sites, formats.choose(sites, lost, terms, formats.planned(sites, plan, terms))
         changed = [new for new, old in zip(sites, before, strict=True) if new.method != old.method]
         if changed:
             rules, plan = solved({**curves, **curves_of(changed)})
-    return Planned(list(sites), rules, plan)
+    return Planned(list(sites), rules, plan, {site.key: weights[site.key] for site in sites})
+
+
+def _solved(rules: Rules, sites: Sequence[Site], weights: Mapping[str, Tensor]) -> RankPlan:
+    return rules.ranks({site.key: (weights[site.key],) * rules.copies(site.key) for site in sites})

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import cos, pi
 
+from batude_onnx.budget import Terms
 from batude_onnx.decomposition import Metric
-from batude_onnx.records import Budget, Cost, Site
+from batude_onnx.records import Site
 from batude_onnx.training.bcadl import Rules
 from batude_onnx.training.losses import Objective
 from batude_onnx.training.rules import MeasuredRules, PaperRules
@@ -50,7 +51,7 @@ class Phase:
         return peak * (1e-4 + (1 - 1e-4) * (1 + cos(pi * (progress - self.warmup) / (1 - self.warmup))) / 2)
 
 
-RulesMaker = Callable[[Sequence[Site], Budget, Cost, Mapping[str, Metric], Mapping[str, Curve]], Rules]
+RulesMaker = Callable[[Sequence[Site], Terms, Mapping[str, Metric], Mapping[str, Curve]], Rules]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from batude_onnx.budget import solve_frontier, solve_greedy
+from batude_onnx.budget import Terms, solve_frontier, solve_greedy
 from batude_onnx.decomposition import Metric, linalg, method_of
-from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
+from batude_onnx.records import FloatArray, RankPlan, Site
 from batude_onnx.training.bcadl import Copies
 from batude_onnx.training.sensitivity import Curve
 
@@ -34,8 +34,7 @@ class PaperRules:
     """One copy for each mode, truncated in that mode alone; ranks by the largest singular values of all layers together."""
 
     sites: Sequence[Site]
-    budget: Budget
-    whole: Cost
+    terms: Terms
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     # The copy that each unfolding was last decomposed for, with its singular vectors and values: ranks and projections take both.
@@ -58,7 +57,7 @@ class PaperRules:
             # The groups of a layer share their ranks: what one more rank keeps is the norm over all groups.
             values = [self._spectrum(site.key, part, mode)[1] for part, mode in pairs]
             gains[site.key] = [value.square().sum(0).sqrt().numpy() for value in values]
-        return solve_greedy(self.sites, gains, self.budget, self.whole)
+        return solve_greedy(self.sites, gains, self.terms)
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
         site = _site(self.sites, key)
@@ -80,8 +79,7 @@ class MeasuredRules:
     """
 
     sites: Sequence[Site]
-    budget: Budget
-    whole: Cost
+    terms: Terms
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
 
@@ -89,9 +87,12 @@ class MeasuredRules:
         return 1
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
+        return solve_frontier(self.sites, self.damage(v), self.terms)
+
+    def damage(self, v: Mapping[str, Copies]) -> dict[str, FloatArray]:
+        """What each layer's truncation does to the outputs, by its ranks; where that was not measured, the share of it lost."""
         losses = {site.key: share_lost(site, v[site.key][0], self.metrics.get(site.key)) for site in self.sites}
-        losses = {key: self.curves[key](lost) if key in self.curves else lost for key, lost in losses.items()}
-        return solve_frontier(self.sites, losses, self.budget, self.whole)
+        return {key: self.curves[key](lost) if key in self.curves else lost for key, lost in losses.items()}
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
         site = _site(self.sites, key)

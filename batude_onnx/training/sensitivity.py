@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batude_onnx.budget import Frontier, frontier
+from batude_onnx.budget import Frontier, Terms, frontier
 from batude_onnx.decomposition import Metric, method
 from batude_onnx.importer import GraphNet, Pass
 from batude_onnx.records import FactorChain, FloatArray, Site
@@ -50,13 +50,13 @@ def measure(
     net: GraphNet,
     sites: Sequence[Site],
     losses: Mapping[str, FloatArray],
-    metric: str,
+    terms: Terms,
     inputs: Sequence[Tensor],
     metrics: Mapping[str, Metric],
     objective: Objective,
     report: Callable[[int, int], None],
 ) -> dict[str, Curve]:
-    """A curve for each site, from `losses` (the share of its energy lost, by ranks); `metric` is the budget's.
+    """A curve for each site, from `losses` (the share of its energy lost, by ranks), on its frontier under `terms`.
 
     `sites` are in the graph's order: for each of them only what lies behind it is run. `net` is left as it was.
     `report(done, all)` is called after each site.
@@ -67,7 +67,7 @@ def measure(
         running = [net.begin(x) for x in inputs]
         wanted = [one.fork().finish() for one in running]
         for number, site in enumerate(sites, 1):
-            front, chosen = corners(site, losses[site.key], metric)
+            front, chosen = corners(site, losses[site.key], terms)
             if chosen:
                 own = canonical(site, net.weight(site.weight))
                 regression = Regression(site, collect(site, running), own, metrics.get(site.key))
@@ -81,9 +81,9 @@ def measure(
     return curves
 
 
-def corners(site: Site, losses: FloatArray, metric: str) -> tuple[Frontier, list[int]]:
+def corners(site: Site, losses: FloatArray, terms: Terms) -> tuple[Frontier, list[int]]:
     """A site's frontier, and where on it truncating the site is tried: by falling rank, none where nothing can be lost."""
-    front = frontier(site, losses, metric)
+    front = frontier(site, losses, terms.scalar(site), terms.allowed(site))
     there = front.hull[front.losses[front.hull] > LEAST]
     if not len(there):
         return front, []

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from batude_onnx.budget.problem import fixed_cost, plan_of, price, require_feasible
+from batude_onnx.budget import Terms, plan_of, require_feasible
 from batude_onnx.decomposition import Metric, linalg, method_of
-from batude_onnx.records import Budget, Cost, RankPlan, Site
+from batude_onnx.records import RankPlan, Site
 from batude_onnx.training.bcadl import Copies
 from batude_onnx.training.recipe import RECIPES, register
 from batude_onnx.training.rules import MeasuredRules
@@ -21,24 +21,24 @@ from tools.tables.vbmf import evbmf_rank
 Ranks = tuple[int, ...]
 
 
-def scaled(sites: Sequence[Site], wanted: Mapping[str, Ranks], budget: Budget, whole: Cost) -> RankPlan:
-    """All `wanted` ranks times the largest common factor that the budget allows; a layer that would not shrink stays whole."""
-    fixed = fixed_cost(whole, sites)
-    require_feasible(sites, budget, fixed)
+def scaled(sites: Sequence[Site], wanted: Mapping[str, Ranks], terms: Terms) -> RankPlan:
+    """All `wanted` ranks times the largest common factor that the one limit allows; a layer that would not shrink stays whole."""
+    require_feasible(sites, terms)
+    (limit,) = terms.budget.limits
 
     def plan(factor: float) -> RankPlan:
         choices: dict[str, Ranks | None] = {}
         for site in sites:
             most = method_of(site).max_ranks(site.shape, site.geometry.groups)
             ranks = tuple(min(bound, max(1, int(factor * rank))) for rank, bound in zip(wanted[site.key], most, strict=True))
-            worth = price(site, ranks, budget.metric) < price(site, None, budget.metric)
+            worth = terms.price(site, ranks, limit.metric) < terms.price(site, None, limit.metric)
             choices[site.key] = ranks if worth else None
-        return plan_of(sites, choices, fixed)
+        return plan_of(sites, choices, terms)
 
     low, high = 0.0, float(max(max(site.shape[:2]) for site in sites))
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if plan(middle).cost.of(budget.metric) <= budget.limit else (low, middle)
+        low, high = (middle, high) if plan(middle).cost.of(limit.metric) <= limit.limit else (low, middle)
     return plan(low)
 
 
@@ -47,8 +47,7 @@ class PlainRules:
     """One copy, projected in the plain norm."""
 
     sites: Sequence[Site]
-    budget: Budget
-    whole: Cost
+    terms: Terms
     metrics: Mapping[str, Metric]
     curves: Mapping[str, Curve]
 
@@ -68,7 +67,7 @@ class UniformRules(PlainRules):
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
         most = {site.key: method_of(site).max_ranks(site.shape, site.geometry.groups) for site in self.sites}
-        return scaled(self.sites, most, self.budget, self.whole)
+        return scaled(self.sites, most, self.terms)
 
 
 class VbmfRules(PlainRules):
@@ -84,14 +83,14 @@ class VbmfRules(PlainRules):
                 values = linalg.leading(stack, mode)[1][:, : min(sides)]
                 ranks.append(max(1, *(evbmf_rank(one.numpy(), *sides) for one in values)))
             wanted[site.key] = tuple(ranks)
-        return scaled(self.sites, wanted, self.budget, self.whole)
+        return scaled(self.sites, wanted, self.terms)
 
 
 class SolvedRules(PlainRules):
     """The default's ranks, with the plain projection."""
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
-        return MeasuredRules(self.sites, self.budget, self.whole, self.metrics, self.curves).ranks(v)
+        return MeasuredRules(self.sites, self.terms, self.metrics, self.curves).ranks(v)
 
 
 DEFAULT = RECIPES["default"]

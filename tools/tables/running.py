@@ -75,8 +75,7 @@ def run(row: Row, models: Path, data: Path, results: Path, device: str, watch: W
     settings = Settings(
         model=locate(model.file, models),
         output=output,
-        budget=row.budget,
-        metric=row.metric,
+        budget=f"{row.metric}={row.budget}",
         data=Source(data / f"{model.data}.npz", row.limit),
         epochs=row.epochs,
         recipe=row.method,

@@ -45,7 +45,7 @@ class NormalisedRules(MeasuredRules):
     """Ranks by the share of the plain norm that is lost."""
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
-        return MeasuredRules(self.sites, self.budget, self.whole).ranks(v)
+        return MeasuredRules(self.sites, self.terms).ranks(v)
 
 
 class InputRules(MeasuredRules):
@@ -53,21 +53,21 @@ class InputRules(MeasuredRules):
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
         metrics = {key: _blind(metric) for key, metric in self.metrics.items()}
-        return MeasuredRules(self.sites, self.budget, self.whole, metrics).ranks(v)
+        return MeasuredRules(self.sites, self.terms, metrics).ranks(v)
 
 
 class WhitenedRules(MeasuredRules):
     """Ranks by the share of energy lost after whitening on both sides; no damage is measured."""
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
-        return MeasuredRules(self.sites, self.budget, self.whole, self.metrics).ranks(v)
+        return MeasuredRules(self.sites, self.terms, self.metrics).ranks(v)
 
 
 class PlainlyProjectedRules(MeasuredRules):
     """The default's ranks; Z is nearest in the plain norm."""
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
-        return MeasuredRules(self.sites, self.budget, self.whole).nearest(key, v, ranks)
+        return MeasuredRules(self.sites, self.terms).nearest(key, v, ranks)
 
 
 def _blind(metric: Metric) -> Metric:

@@ -62,7 +62,7 @@ def _imported(model: ir.Model) -> str:
 def _compressed(wishes: Wishes, path: Path, output: Path, seen: Survey) -> dict[str, Any]:
     within = sum(site.macs for site in seen.compressible)
     limit = int(seen.cost.macs - within + within / RATIO)
-    settings = Settings(model=path, output=output, budget=str(limit), metric="macs", inputs=wishes)
+    settings = Settings(model=path, output=output, budget=f"macs={limit}", inputs=wishes)
     verdict = compress(settings)
     surgery = max(verdict.surgery, key=lambda difference: difference.max_absolute)
     parity = max(verdict.parity, key=lambda difference: difference.max_absolute)

@@ -1,0 +1,177 @@
+"""Among what ranks are chosen: the limits, what every layer costs at all of them, and which of them may be taken at all.
+
+The solvers know nothing of what a metric means. They see, for each limit, a table of prices of each layer, and one mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batude_onnx.decomposition import dense_cost, method_of
+from batude_onnx.errors import BudgetError
+from batude_onnx.records import Alignment, Budget, Cost, FloatArray, Prices, RankPlan, Site
+
+Choice = tuple[int, ...] | None  # ranks, or None: the layer stays whole
+Mask = npt.NDArray[np.bool_]
+
+# What a file holds of each layer besides its weight: names, attributes, shapes. Only a first guess; the file is measured.
+BYTES_OF_A_LAYER = 250
+
+
+@dataclass(frozen=True)
+class Terms:
+    """`whole`: what the untouched network costs under each metric of the budget.
+
+    `times`: prices in ms, by (key, method); a layer without any can only stay whole. `itemsize`: bytes of a stored weight, by
+    key; 4 where nothing is said. `choices`: by key, the only choices that may be taken of a layer.
+    """
+
+    budget: Budget
+    whole: Cost
+    times: Mapping[tuple[str, str], Prices] = field(default_factory=dict)
+    itemsize: Mapping[str, int] = field(default_factory=dict)
+    alignment: Alignment = field(default_factory=Alignment)
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    _held: dict[tuple[str, str | None, str], Prices] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(limit.metric for limit in self.budget.limits)
+
+    def tightened(self, limits: Mapping[str, float]) -> Terms:
+        """The same with other limits, by metric."""
+        changed = tuple(replace(limit, limit=limits.get(limit.metric, limit.limit)) for limit in self.budget.limits)
+        return replace(self, budget=Budget(changed))
+
+    def prices(self, site: Site, metric: str) -> Prices:
+        """What `site` costs whole and, by its method, at each combination of ranks up to the largest useful ones."""
+        key = site.key, site.method, metric
+        if key not in self._held:
+            self._held[key] = self._prices(site, metric)
+        return self._held[key]
+
+    def _prices(self, site: Site, metric: str) -> Prices:
+        most = method_of(site).max_ranks(site.shape, site.geometry.groups)
+        if metric == "latency":
+            return self.times.get((site.key, str(site.method)), Prices(0.0, np.full(most, np.inf)))
+        ranks = tuple(axis + 1 for axis in np.indices(most))
+        if metric != "size":
+            # A method's cost is a polynomial in the ranks, so arrays pass through it as numbers do.
+            cost = method_of(site).cost(site, ranks)
+            return Prices(dense_cost(site).of(metric), np.asarray(cost.of(metric), dtype=np.float64))
+        each = self.itemsize.get(site.key, 4)
+        links = len(method_of(site).outline(site.shape, site.geometry, ranks))
+        weights = np.asarray(method_of(site).cost(site, ranks).params, dtype=np.float64)
+        return Prices(each * site.params, each * weights + (links - 1) * (BYTES_OF_A_LAYER + 4 * len(site.key)))
+
+    def price(self, site: Site, choice: Choice, metric: str) -> float:
+        """What a layer costs under a choice."""
+        prices = self.prices(site, metric)
+        return float(prices.whole if choice is None else prices.ranks[tuple(rank - 1 for rank in choice)])
+
+    def fixed(self, sites: Sequence[Site], metric: str) -> float:
+        """What the network costs besides `sites`."""
+        return float(self.whole.of(metric) - sum(self.prices(site, metric).whole for site in sites))
+
+    def left(self, sites: Sequence[Site]) -> FloatArray:
+        """What each limit leaves to `sites`, in the order of the limits."""
+        return np.array([limit.limit - self.fixed(sites, limit.metric) for limit in self.budget.limits])
+
+    def table(self, site: Site) -> FloatArray:
+        """Prices under all limits, (limits, *ranks)."""
+        return np.stack([self.prices(site, metric).ranks for metric in self.metrics])
+
+    def wholes(self, site: Site) -> FloatArray:
+        """What the whole layer costs under all limits."""
+        return np.array([self.prices(site, metric).whole for metric in self.metrics])
+
+    def scalar(self, site: Site) -> Prices:
+        """All limits in one: what a layer costs as a share of what each allows, added up; under one limit, its own price."""
+        if len(self.budget.limits) == 1:
+            return self.prices(site, self.metrics[0])
+        shares = np.array([1 / max(limit.limit, 1e-9) for limit in self.budget.limits])
+        return Prices(float(shares @ self.wholes(site)), np.tensordot(shares, self.table(site), 1))
+
+    def allowed(self, site: Site) -> Mask:
+        """Which ranks may be taken: worth their price under at least one limit and dearer than the layer under none, aligned,
+        none larger than the rest of the core can fill; or the one choice that was made."""
+        most = method_of(site).max_ranks(site.shape, site.geometry.groups)
+        ranks = tuple(axis + 1 for axis in np.indices(most))
+        if site.key in self.choices:
+            choice = self.choices[site.key]
+            only = np.zeros(most, dtype=bool)
+            if choice is not None:
+                only[tuple(rank - 1 for rank in choice)] = True
+            return only
+        table, wholes = self.table(site), self.wholes(site).reshape((-1,) + (1,) * len(most))
+        fits = np.asarray((table <= wholes).all(0) & (table < wholes).any(0), dtype=bool)
+        for axis, bound in zip(ranks, most, strict=True):
+            fits &= np.asarray(self.alignment.fits(axis, bound), dtype=bool)
+        fits &= ~np.broadcast_to(np.asarray(wasteful(site, ranks), dtype=bool), fits.shape)
+        return fits
+
+    def may_stay_whole(self, site: Site) -> bool:
+        """Whether the layer may be left as it is."""
+        return self.choices.get(site.key) is None
+
+
+def wasteful(site: Site, ranks: tuple[Any, ...]) -> Any:
+    """Whether one rank is larger than the rest of the core can fill; for ints, or for arrays of them one rank a mode."""
+    whole = prod(ranks) * prod(site.kernel)
+    wasted: Any = False
+    for rank in ranks if len(ranks) > 1 else ():
+        wasted = wasted | (rank > whole // rank)
+    return wasted
+
+
+def least(site: Site, terms: Terms, metric: str) -> float:
+    """The least that a layer can cost under one metric."""
+    fits, prices = terms.allowed(site), terms.prices(site, metric)
+    smallest = float(prices.ranks[fits].min()) if fits.any() else np.inf
+    return min(smallest, prices.whole) if terms.may_stay_whole(site) else smallest
+
+
+def require_feasible(sites: Sequence[Site], terms: Terms) -> None:
+    """Raise BudgetError, naming the smallest budget that could be met, where even the smallest ranks everywhere cost too much.
+
+    Each limit is looked at by itself.
+    """
+    for limit in terms.budget.limits:
+        smallest = terms.fixed(sites, limit.metric) + sum(least(site, terms, limit.metric) for site in sites)
+        if smallest > limit.limit * (1 + 1e-12):
+            raise BudgetError(
+                f"budget {limit.text!r} allows {amount(limit.limit, limit.metric)}, but the smallest ranks in every layer "
+                f"already take {amount(smallest, limit.metric)}: the smallest budget that can be met is "
+                f"{written(smallest, limit.metric)}"
+            )
+
+
+def amount(value: float, metric: str) -> str:
+    """A limit as people read it."""
+    if metric == "latency":
+        return f"{value:.3f} ms"
+    return f"{value:,.0f} {'bytes' if metric == 'size' else metric}"
+
+
+def written(value: float, metric: str) -> str:
+    """A limit as people write it on the command line, rounded up."""
+    if metric == "latency":
+        return f"latency={np.ceil(value * 1000) / 1000:.3f}ms"
+    text = f"{np.ceil(value):.0f}"
+    return text if metric == "params" else f"{metric}={text}{'B' if metric == 'size' else ''}"
+
+
+def plan_of(sites: Sequence[Site], choices: Mapping[str, Choice], terms: Terms) -> RankPlan:
+    """The plan with its predicted cost: parameters and MACs always, the rest where it is limited."""
+
+    def cost(metric: str) -> float:
+        return terms.fixed(sites, metric) + sum(terms.price(site, choices[site.key], metric) for site in sites)
+
+    size, latency = (cost(metric) if metric in terms.metrics else 0.0 for metric in ("size", "latency"))
+    return RankPlan(dict(choices), Cost(round(cost("params")), round(cost("macs")), size, latency))

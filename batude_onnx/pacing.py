@@ -1,0 +1,86 @@
+"""A plan held against the file and the clock before anything is trained, and the finished file once more.
+
+What a layer will take in the file or in time is predicted. A network of the planned shapes, its weights without meaning, is built
+and measured; where it is over a limit, that limit is tightened by as much and the ranks are chosen again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from batude_onnx import speed
+from batude_onnx.budget import amount
+from batude_onnx.errors import BudgetError, BudgetMissedError
+from batude_onnx.opening import Case
+from batude_onnx.pricing import sample_of
+from batude_onnx.records import Limit
+from batude_onnx.settings import Watch
+from batude_onnx.training.planning import Planned
+from batude_onnx.validation import Feeds, Session, compare_latency, open_graph
+
+MEASURED = {"size", "latency"}
+ROUNDS = 6
+# What a plan keeps below a limit of time, so that the finished file holds it in spite of what measurements spread.
+MARGIN = 0.02
+SECONDS, LONG_SECONDS, TRIES = 3.0, 8.0, 4
+
+Latency = Mapping[str, float | int | str]
+
+
+def paced(case: Case, planned: Planned, watch: Watch) -> Planned:
+    """`planned`, or as much less as it takes to hold every limit that can only be measured.
+
+    Raises BudgetError where the ranks cannot be made small enough.
+    """
+    measured = [limit for limit in case.budget.limits if limit.metric in MEASURED]
+    tight = {limit.metric: limit.limit for limit in measured}
+    for _ in range(ROUNDS if measured else 0):
+        sites = {site.key: site for site in planned.sites}
+        shapes = speed.skeleton(case.model, {key: (sites[key], ranks) for key, ranks in planned.plan.chosen().items()})
+        over = {limit.metric: _over(case, limit, shapes, planned, watch) for limit in measured}
+        if all(share <= 1 for share in over.values()):
+            return planned
+        tight = {metric: limit / max(1.0, over[metric]) for metric, limit in tight.items()}
+        planned = planned.under(case.terms.tightened(tight))
+    if not measured:
+        return planned
+    raise BudgetError(f"budget {case.budget.text!r} was not met in {ROUNDS} rounds of measuring: give a looser one")
+
+
+def _over(case: Case, limit: Limit, shapes: ir.Model, planned: Planned, watch: Watch) -> float:
+    """What a network takes as a share of what `limit` allows."""
+    if limit.metric == "size":
+        return len(ir.to_proto(shapes).SerializeToString()) / limit.limit
+    other = open_graph(shapes, case.settings.provider, case.settings.threads)
+    found = compare_latency(case.original, other, _sample(case), runs=1000, seconds=SECONDS)
+    predicted, real = planned.plan.cost.latency, float(found["min_b_ms"])
+    watch.say(
+        f"time predicted: {predicted:.3f} ms, measured: {real:.3f} ms ({100 * (predicted / real - 1):+.0f} %), "
+        f"{float(found['ratio']):.2f}x as fast as the original"
+    )
+    return _taken(limit, found) * (1 + MARGIN)
+
+
+def _taken(limit: Limit, found: Latency) -> float:
+    """The time of the second of two models as a share of what `limit` allows."""
+    return float(found["min_b_ms"]) / limit.limit if limit.ratio is None else limit.ratio / float(found["ratio"])
+
+
+def held(case: Case, session: Session, found: Latency) -> Latency:
+    """How fast the finished file is, measured at length. Raises BudgetMissedError where it is not fast enough."""
+    limit = next(limit for limit in case.budget.limits if limit.metric == "latency")
+    for _ in range(TRIES):
+        found = compare_latency(case.original, session, _sample(case), runs=2000, seconds=LONG_SECONDS)
+        if _taken(limit, found) <= 1:
+            return found
+    spread = f"spread {100 * float(found['spread']):.0f} %"
+    raise BudgetMissedError(
+        f"the finished file takes {amount(float(found['min_b_ms']), 'latency')}, {float(found['ratio']):.2f}x as fast as the "
+        f"original ({spread}), the budget {limit.text!r} allows {amount(limit.limit, 'latency')}; nothing was written"
+    )
+
+
+def _sample(case: Case) -> Feeds:
+    return sample_of(case.settings, case.seen, case.feeds)

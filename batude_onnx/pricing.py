@@ -1,0 +1,77 @@
+"""What a budget means for one model on one machine: its limits in numbers, what its layers cost, and which ranks suit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import onnx_ir as ir
+
+from batude_onnx import layers, speed
+from batude_onnx.budget import Terms, parse_budget
+from batude_onnx.decomposition import alternatives
+from batude_onnx.errors import BudgetError
+from batude_onnx.loading import external_files
+from batude_onnx.proving import Feeds, Survey, batch_of
+from batude_onnx.records import Alignment, Cost, Prices
+from batude_onnx.settings import Settings, Watch
+from batude_onnx.validation import channel_block
+
+# A layer that fills so many blocks loses little by whole blocks only, and gains their speed.
+BLOCKS = 4
+
+
+def terms_of(settings: Settings, model: ir.Model, seen: Survey, feeds: Feeds, metrics: Sequence[str], watch: Watch) -> Terms:
+    """The terms on which ranks are chosen. Raises BudgetError for a budget that makes no sense."""
+    times: dict[tuple[str, str], Prices] = {}
+    cost = replace(seen.cost, size=bytes_of(settings.model, *external_files(model)))
+    if "latency" in metrics:
+        cost, times = _timed(settings, model, seen, sample_of(settings, seen, feeds), cost, watch)
+    budget = parse_budget([settings.budget], cost)
+    nodes = layers.nodes_by_key(model)
+    if any(limit.metric == "params" and limit.limit < cost.params for limit in budget.limits):
+        # Chains make copies of biases that other nodes read as well.
+        cost += Cost(layers.copied_biases(nodes[site.key] for site in seen.compressible), 0)
+    itemsize = {site.key: int(layers.weight_type(nodes[site.key])[0].itemsize) for site in seen.compressible}
+    return Terms(budget, cost, times, itemsize, alignment(settings, metrics))
+
+
+def alignment(settings: Settings, metrics: Sequence[str]) -> Alignment:
+    """What was asked for; else whole blocks where time is limited, and in layers of many blocks where MACs are."""
+    if settings.rank_multiple is not None:
+        return Alignment(settings.rank_multiple, 0)
+    block = channel_block(settings.provider)
+    return Alignment(block, 0 if "latency" in metrics else BLOCKS * block if "macs" in metrics else float("inf"))
+
+
+def sample_of(settings: Settings, seen: Survey, feeds: Feeds) -> Feeds:
+    """What a run whose time is limited is fed: so many samples as were asked for, or the batch that the file fixes."""
+    sizes = {spec.name: batch_of(spec) or settings.batch for spec in seen.specs}
+    if any(array.ndim and len(array) < sizes[name] for name, array in feeds.items()):
+        return seen.feeding.values(settings.batch, settings.seed)
+    return {name: array[: sizes[name]] if array.ndim else array for name, array in feeds.items()}
+
+
+def _timed(
+    settings: Settings, model: ir.Model, seen: Survey, sample: Feeds, cost: Cost, watch: Watch
+) -> tuple[Cost, dict[tuple[str, str], Prices]]:
+    """`cost` with the time of the whole network, and the prices in ms of every layer by every method."""
+    if settings.provider != "cpu":
+        raise BudgetError(f"the time of single layers cannot be told on {settings.provider}: limit macs instead, in whole blocks")
+    times = speed.timed(
+        model, seen.compressible, sample, channel_block(settings.provider), settings.provider, settings.threads,
+        partial(watch.count, "timing layers"),
+    )  # fmt: skip
+    prices = {}
+    for site in (way for layer in seen.compressible for way in alternatives(layer)):
+        found = times.prices(site)
+        if found is not None:
+            prices[site.key, str(site.method)] = found
+    return replace(cost, latency=times.total), prices
+
+
+def bytes_of(*files: Path) -> int:
+    """On disk, a model's external data included where it is among `files`."""
+    return sum(path.stat().st_size for path in files)
