@@ -21,6 +21,7 @@ from batude_onnx.loading import (
     holdout,
     load_dataset,
     load_model,
+    load_runs,
     preprocess,
     without_functions,
 )
@@ -32,7 +33,10 @@ from batude_onnx.validation import Session, open_session
 
 @dataclass(frozen=True)
 class Case:
-    """What is known before anything is changed. `whole`: what the network costs, with the copies that chains make of biases."""
+    """What is known before anything is changed. `whole`: what the network costs, with the copies that chains make of biases.
+
+    `runs`: the data of a model of several inputs, in the place of `dataset`.
+    """
 
     settings: Settings
     model: ir.Model
@@ -42,6 +46,7 @@ class Case:
     dataset: Dataset | None
     feeds: Feeds
     original: Session
+    runs: tuple[Feeds, ...] = ()
 
 
 def report_path(output: Path) -> Path:
@@ -73,7 +78,13 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
     nodes = layers.nodes_by_key(model)
     dataset = None
-    if settings.data is not None and any(_is_open(spec) and spec.name not in settings.inputs for spec in seen.specs):
+    runs: tuple[Feeds, ...] = ()
+    if settings.data is not None and len(seen.specs) > 1:
+        runs = load_runs(settings.data.path, seen.specs, settings.data.limit)
+        watch.say(f"{len(runs):,} runs of {len(seen.specs)} inputs")
+        settings = replace(settings, inputs={name: array.shape for name, array in runs[0].items()})
+        seen = survey(model, settings.inputs)
+    elif settings.data is not None and any(_is_open(spec) and spec.name not in settings.inputs for spec in seen.specs):
         dataset = load_data(settings.data, seen)
         settings = replace(settings, inputs={seen.specs[0].name: _sizes(seen.specs[0], dataset)})
         seen = survey(model, settings.inputs)
@@ -88,12 +99,12 @@ def open_case(settings: Settings, watch: Watch) -> Case:
     if budget.limit < whole.of(settings.metric):
         whole += Cost(layers.copied_biases(nodes[site.key] for site in seen.compressible), 0)
     require_feasible(seen.compressible, budget, fixed_cost(whole, seen.compressible))
-    if settings.data is not None:
+    if settings.data is not None and not runs:
         dataset = holdout(dataset or load_data(settings.data, seen))
         tested = 0 if dataset.x_test is None else len(dataset.x_test)
         watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on")
-    feeds = parity_feeds(seen.specs, dataset, settings.seed, settings.inputs)
-    return Case(settings, model, seen, whole, budget, dataset, feeds, original)
+    feeds = runs[0] if runs else parity_feeds(seen.specs, dataset, settings.seed, settings.inputs)
+    return Case(settings, model, seen, whole, budget, dataset, feeds, original, runs)
 
 
 def _require_device(device: str) -> None:
@@ -107,6 +118,8 @@ def _require_device(device: str) -> None:
 
 def untrainable(case: Case) -> str | None:
     """Why torch would not train a model as it is; None where it would."""
+    if case.runs:
+        return f"the model has {len(case.seen.specs)} inputs"
     for spec in case.seen.specs:
         if spec.dtype.kind == "f" and spec.dtype != np.float32:
             return f"input {spec} is not float32, which training needs"

@@ -147,7 +147,7 @@ def _where(reference: ir.Model, other: ir.Model, case: Case) -> str:
 
 def _compressed(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
     """Ranks and factors, and what the finished file must give; by training where there is data and the graph can be imported."""
-    if case.dataset is None:
+    if case.settings.data is None:
         watch.say(
             "no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)"
         )
