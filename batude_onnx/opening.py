@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -114,22 +113,6 @@ def _require_device(device: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise RuntimeMissingError(f"torch has no device {device!r} here ({reason}); use --device cpu") from error
-
-
-def untrainable(case: Case) -> str | None:
-    """Why torch would not train a model as it is; None where it would."""
-    if case.runs:
-        return f"the model has {len(case.seen.specs)} inputs"
-    for spec in case.seen.specs:
-        if spec.dtype.kind == "f" and spec.dtype != np.float32:
-            return f"input {spec} is not float32, which training needs"
-    nodes = layers.nodes_by_key(case.model)
-    for site in case.seen.compressible:
-        stored, read = layers.weight_type(nodes[site.key])
-        if {stored, read} != {ir.DataType.FLOAT}:
-            held = f"stored as {stored.name}" if stored != ir.DataType.FLOAT else f"read as {read.name}"
-            return f"weight {site.weight} is {held}, and training needs FLOAT"
-    return None
 
 
 def load_data(source: Source, seen: Survey) -> Dataset:

@@ -25,13 +25,14 @@ from batude_onnx.loading import (
     load_model,
     save_model,
 )
-from batude_onnx.opening import Case, classes, load_data, open_case, report_path, untrainable
+from batude_onnx.opening import Case, classes, load_data, open_case, report_path
 from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, origin_of, outputs_of, parity_feeds, survey
 from batude_onnx.records import Comparison, FloatArray, OutputDifference, Site, TrainResult, Verdict
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
+from batude_onnx.trainable import imported, trained
 from batude_onnx.training import compressing, normalisation, planning, refit, sensitivity, statistics
 from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.loop import train
@@ -47,6 +48,8 @@ SENSITIVITY, SENSITIVITY_LEAST = 256, 16
 AFFORDABLE_MACS = 10**13
 # Rewriting, onnxsim, and the latency of the two models in turns.
 WRITING_SECONDS = 7.0
+# Runs of a model of several inputs on which its rewrite is proved.
+PROVED = 16
 # Nodes that cannot be imported and are named with their reasons.
 REASONS = 5
 
@@ -132,10 +135,12 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
             most = decomposition.method_of(site).max_ranks(site.shape, site.geometry.groups)
             chains[site.key] = untrained.factor(site, weights[site.key], biases.get(site.key), most)
         rewritten = rewrite(case.model, chains)
-        found = outputs_of(open_graph(rewritten, case.settings.provider, case.settings.threads), case.feeds)
-        proofs.append(compare(outputs_of(case.original, case.feeds), found, half=case.seen.half))
-        where = partial(_where, case.model, rewritten, case)
-        require(proofs[-1], "the rewrite at full rank does not equal the original", where)
+        session = open_graph(rewritten, case.settings.provider, case.settings.threads)
+        # Each run may take another way through the graph.
+        for feeds in case.runs[:PROVED] or (case.feeds,):
+            proofs.append(compare(outputs_of(case.original, feeds), outputs_of(session, feeds), half=case.seen.half))
+            where = partial(_where, case.model, rewritten, replace(case, feeds=feeds))
+            require(proofs[-1], "the rewrite at full rank does not equal the original", where)
     return tuple(max(same, key=lambda difference: difference.max_absolute) for same in zip(*proofs, strict=True))
 
 
@@ -153,7 +158,7 @@ def _compressed(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fe
         )
         result = untrained.from_weights(case)
         return result, _dense_outputs(case, result)
-    net, reason = _imported(case, _trains(case.settings))
+    net, reason = imported(case, _trains(case.settings))
     return _from_samples(case, watch, reason) if net is None else _with_data(case, net, watch, began)
 
 
@@ -164,34 +169,14 @@ def _trains(settings: Settings) -> bool:
 def _from_samples(case: Case, watch: Watch, reason: str) -> tuple[TrainResult, Feeds]:
     """Without training and without the graph in torch, for the `reason` given."""
     trains, recipe = _trains(case.settings), RECIPES[case.settings.recipe]
+    head, *more = reason.splitlines()
     if trains and recipe.share:
-        raise UnsupportedError(f"recipe {recipe.name!r} learns ranks in training, and {reason}: take the default recipe")
-    watch.say(f"{'nothing can be trained' if trains else 'no import'}: {reason}")
+        raise UnsupportedError(f"recipe {recipe.name!r} learns ranks in training, and {head}: take the default recipe")
+    watch.say(f"{'nothing can be trained' if trains else 'no import'}: {head}")
+    _list(more, watch)
     watch.say("ranks and factors come from what onnxruntime shows of the layers")
     result = untrained.from_samples(case, watch)
     return result, _dense_outputs(case, result)
-
-
-def _imported(case: Case, trains: bool) -> tuple[GraphNet | None, str]:
-    """The graph as a network in torch; None, and the reason, where it cannot be trained or need not be."""
-    if (reason := untrainable(case)) is not None:
-        return None, reason
-    try:
-        net = import_graph(case.model, cut=True)
-    except UnsupportedError as error:
-        return None, str(error).splitlines()[0]
-    within = [site for site in case.seen.compressible if _trained(net, site)]
-    if not within:
-        return None, "no layer that can be compressed is reached by training"
-    if not trains and (net.refused or len(within) < len(case.seen.compressible)):
-        beyond = len(case.seen.compressible) - len(within)
-        return None, net.refused.splitlines()[0] if net.refused else f"{beyond} layers stand where torch does not reach them"
-    return net, ""
-
-
-def _trained(net: GraphNet, site: Site) -> bool:
-    """Whether a layer is one step of the network: its weight in an unrolled loop is that of several."""
-    return net.readers(site.weight) == 1 and net.has_step(site.key)
 
 
 def _dense(case: Case, result: TrainResult) -> ir.Model:
@@ -222,7 +207,7 @@ def _with_data(case: Case, net: GraphNet, watch: Watch, began: float) -> tuple[T
         torch.set_num_threads(settings.threads)
     net, teacher = net.to(settings.device), import_graph(case.model, cut=True).to(settings.device)
     teacher.requires_grad_(False)
-    sites = [site for site in sites if _trained(net, site)]
+    sites = [site for site in sites if trained(net, site)]
     if net.refused:
         _cut(case, net, teacher, watch)
     batches = _batches(case, net, recipe.batch, watch)
@@ -276,14 +261,18 @@ def _with_data(case: Case, net: GraphNet, watch: Watch, began: float) -> tuple[T
     return result, _torch_outputs(net, case) if not net.refused else _dense_outputs(case, result)
 
 
-def _cut(case: Case, net: GraphNet, teacher: GraphNet, watch: Watch) -> None:
-    """Say what was left out of `net`, and feed both networks with what that part gives in the original."""
-    head, *reasons = net.refused.splitlines()
-    watch.say(f"{head}; the others are trained towards the original's values of {', '.join(net.output_names)}")
+def _list(reasons: Sequence[str], watch: Watch) -> None:
     for reason in reasons[:REASONS]:
         watch.say(reason)
     if len(reasons) > REASONS:
         watch.say(f"  and {len(reasons) - REASONS} more")
+
+
+def _cut(case: Case, net: GraphNet, teacher: GraphNet, watch: Watch) -> None:
+    """Say what was left out of `net`, and feed both networks with what that part gives in the original."""
+    head, *reasons = net.refused.splitlines()
+    watch.say(f"{head}; the others are trained towards the original's values of {', '.join(net.output_names)}")
+    _list(reasons, watch)
     if net.given_names:
         outside = Outside(inlined(case.model), net.given_names, case.settings.provider, case.settings.threads)
         net.feed(outside)
