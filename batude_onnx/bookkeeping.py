@@ -24,7 +24,7 @@ def metadata(case: Case, plan: RankPlan, chains: Mapping[str, FactorChain]) -> d
         "batude_onnx.budget": "; ".join(f"{limit.text}: {limit.metric} <= {limit.limit}" for limit in case.budget.limits),
         "batude_onnx.methods": json.dumps(methods(chains)),
         "batude_onnx.ranks": json.dumps(plan.chosen()),
-        "batude_onnx.recipe": case.settings.recipe if case.dataset is not None else "training-free",
+        "batude_onnx.recipe": case.settings.recipe if case.settings.data is not None else "training-free",
     }
 
 
@@ -54,10 +54,10 @@ def facts(case: Case, result: TrainResult, seconds: float) -> dict[str, object]:
     settings = case.settings
     return {
         "seconds": round(seconds, 1),
-        "recipe": settings.recipe if case.dataset is not None else "training-free",
+        "recipe": settings.recipe if settings.data is not None else "training-free",
         "epochs": round(sum({str(row["phase"]): float(row["epochs"]) for row in result.history}.values()), 2),
         "seed": settings.seed,
-        "training_samples": 0 if case.dataset is None else len(case.dataset.x_train),
+        "training_samples": len(case.runs) if case.dataset is None else len(case.dataset.x_train),
         "predicted": asdict(result.plan.cost),
         "rank_alignment": asdict(case.terms.alignment),
         "device": settings.device,

@@ -19,7 +19,7 @@ class ModelError(BatudeError):
 
 
 class UnsupportedError(BatudeError):
-    """Nodes that the importer cannot turn into torch; the message names all of them."""
+    """Nodes that the importer cannot turn into torch, all of them named; or what was asked for cannot be done without them."""
 
     exit_code = 4
 

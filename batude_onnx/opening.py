@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
-from batude_onnx import layers
 from batude_onnx.budget import Terms, budget_metrics, require_feasible
 from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError
 from batude_onnx.loading import (
@@ -20,6 +18,7 @@ from batude_onnx.loading import (
     holdout,
     load_dataset,
     load_model,
+    load_runs,
     preprocess,
     without_functions,
 )
@@ -32,7 +31,7 @@ from batude_onnx.validation import Session, open_session
 
 @dataclass(frozen=True)
 class Case:
-    """What is known before anything is changed."""
+    """What is known before anything is changed. `runs`: the data of a model of several inputs, in the place of `dataset`."""
 
     settings: Settings
     model: ir.Model
@@ -41,6 +40,7 @@ class Case:
     dataset: Dataset | None
     feeds: Feeds
     original: Session
+    runs: tuple[Feeds, ...] = ()
 
     @property
     def budget(self) -> Budget:
@@ -76,7 +76,14 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         found = f"{len(seen.sites)} layers, none of them compressible ({reasons})" if seen.sites else "no Conv, Gemm or MatMul"
         raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
     dataset = None
-    if settings.data is not None and (seen.feeding.taken or seen.feeding.refused):
+    runs: tuple[Feeds, ...] = ()
+    if settings.data is not None and len(seen.specs) > 1:
+        runs = load_runs(settings.data.path, seen.specs, settings.data.limit)
+        watch.say(f"{len(runs):,} runs of {len(seen.specs)} inputs")
+        shapes = {name: Given(array.shape) for name, array in runs[0].items()}
+        settings = replace(settings, inputs=replace(settings.inputs, inputs=shapes))
+        seen = survey(model, settings.inputs)
+    elif settings.data is not None and (seen.feeding.taken or seen.feeding.refused):
         dataset = load_data(settings.data, seen)
         sizes = Given(_sizes(seen.specs[0], dataset))
         settings = replace(settings, inputs=replace(settings.inputs, inputs={seen.specs[0].name: sizes}))
@@ -88,14 +95,14 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         raise BudgetError(f"MACs cannot be counted, as the sizes in layer {uncounted[0]} are not known: give a budget of params")
     if seen.feeding.taken:
         watch.say(seen.feeding.taken)
-    if settings.data is not None:
+    if settings.data is not None and not runs:
         dataset = holdout(dataset or load_data(settings.data, seen))
         tested = 0 if dataset.x_test is None else len(dataset.x_test)
         watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on")
-    feeds = parity_feeds(original, seen, dataset, settings.seed)
+    feeds = runs[0] if runs else parity_feeds(original, seen, dataset, settings.seed)
     terms = terms_of(settings, model, seen, feeds, metrics, watch)
     require_feasible(seen.compressible, terms)
-    return Case(settings, model, seen, terms, dataset, feeds, original)
+    return Case(settings, model, seen, terms, dataset, feeds, original, runs)
 
 
 def _require_device(device: str) -> None:
@@ -105,20 +112,6 @@ def _require_device(device: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise RuntimeMissingError(f"torch has no device {device!r} here ({reason}); use --device cpu") from error
-
-
-def untrainable(case: Case) -> str | None:
-    """Why torch would not train a model as it is; None where it would."""
-    for spec in case.seen.specs:
-        if spec.dtype.kind == "f" and spec.dtype != np.float32:
-            return f"input {spec} is not float32, which training needs"
-    nodes = layers.nodes_by_key(case.model)
-    for site in case.seen.compressible:
-        stored, read = layers.weight_type(nodes[site.key])
-        if {stored, read} != {ir.DataType.FLOAT}:
-            held = f"stored as {stored.name}" if stored != ir.DataType.FLOAT else f"read as {read.name}"
-            return f"weight {site.weight} is {held}, and training needs FLOAT"
-    return None
 
 
 def load_data(source: Source, seen: Survey) -> Dataset:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from batude_onnx import pacing
 from batude_onnx.decomposition import Metric
-from batude_onnx.errors import DataError, UnsupportedError
+from batude_onnx.errors import DataError
 from batude_onnx.importer import GraphNet, import_graph, inlined
-from batude_onnx.opening import Case, classes, untrainable
+from batude_onnx.opening import Case, classes
 from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, batch_of, outputs_of
 from batude_onnx.records import FloatArray, Site, TrainResult
 from batude_onnx.settings import Watch
+from batude_onnx.trainable import imported, listed, trained
 from batude_onnx.training import compressing, judging, normalisation, planning, refit, sensitivity, statistics
 from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.loop import train
@@ -43,8 +44,6 @@ AFFORDABLE_MACS = 10**13
 JUDGED = 256
 # Rewriting, onnxsim, and the latency of the two models in turns.
 WRITING_SECONDS = 7.0
-# Nodes that cannot be imported and are named with their reasons.
-REASONS = 5
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Prepared:
 
 def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, str]:
     """What training will need, and the ranks; None, and the reason, where the graph cannot be trained or need not be imported."""
-    net, reason = _imported(case, trains)
+    net, reason = imported(case, trains)
     if net is None:
         return None, reason
     settings, recipe = case.settings, RECIPES[case.settings.recipe]
@@ -71,7 +70,7 @@ def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, st
         torch.set_num_threads(settings.threads)
     net, teacher = net.to(settings.device), import_graph(case.model, cut=True).to(settings.device)
     teacher.requires_grad_(False)
-    sites = [site for site in case.seen.compressible if _trained(net, site)]
+    sites = [site for site in case.seen.compressible if trained(net, site)]
     if net.refused:
         _cut(case, net, teacher, watch)
     batches = _batches(case, net, recipe.batch, watch)
@@ -135,36 +134,11 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
     return compressing.harvest(net, case.seen.sites, plan, history), None if net.refused else _outputs(net, case)
 
 
-def _imported(case: Case, trains: bool) -> tuple[GraphNet | None, str]:
-    """The graph as a network in torch; None, and the reason, where it cannot be trained or need not be."""
-    if (reason := untrainable(case)) is not None:
-        return None, reason
-    try:
-        net = import_graph(case.model, cut=True)
-    except UnsupportedError as error:
-        return None, str(error).splitlines()[0]
-    within = [site for site in case.seen.compressible if _trained(net, site)]
-    if not within:
-        return None, "no layer that can be compressed is reached by training"
-    if not trains and (net.refused or len(within) < len(case.seen.compressible)):
-        beyond = len(case.seen.compressible) - len(within)
-        return None, net.refused.splitlines()[0] if net.refused else f"{beyond} layers stand where torch does not reach them"
-    return net, ""
-
-
-def _trained(net: GraphNet, site: Site) -> bool:
-    """Whether a layer is one step of the network: its weight in an unrolled loop is that of several."""
-    return net.readers(site.weight) == 1 and net.has_step(site.key)
-
-
 def _cut(case: Case, net: GraphNet, teacher: GraphNet, watch: Watch) -> None:
     """Say what was left out of `net`, and feed both networks with what that part gives in the original."""
     head, *reasons = net.refused.splitlines()
     watch.say(f"{head}; the others are trained towards the original's values of {', '.join(net.output_names)}")
-    for reason in reasons[:REASONS]:
-        watch.say(reason)
-    if len(reasons) > REASONS:
-        watch.say(f"  and {len(reasons) - REASONS} more")
+    listed(reasons, watch)
     if net.given_names:
         outside = Outside(inlined(case.model), net.given_names, case.settings.provider, case.settings.threads)
         net.feed(outside)

@@ -26,7 +26,7 @@ from batude_onnx.training.refit import Regression
 
 # Samples for the moments of each layer, for the truncation of each, and for re-fitting. Fewer are taken where the network is
 # large: each stage may take so many multiply-accumulates.
-MOMENTS, SENSITIVITY, CALIBRATION, LEAST = 512, 256, 1024, 16
+MOMENTS, SENSITIVITY, CALIBRATION, LEAST = 512, 256, 1024, 8
 AFFORDABLE_MACS = 10**13
 # Samples in a run, and multiply-accumulates of all of them, beyond which values on the way would take too much memory.
 BATCH, BATCH_MACS = 64, 10**10
@@ -131,8 +131,9 @@ def from_samples(case: Case, sampled: Sampled, watch: Watch) -> TrainResult:
 def _samples(case: Case, passes: float, most: int, number: int) -> list[Feeds]:
     """Training samples in batches, as many as may go through the network `passes` times; another draw for each `number`."""
     dataset, spec, macs = case.dataset, case.seen.specs[0], max(1, case.seen.cost.macs)
-    assert dataset is not None
     affordable = min(most, max(LEAST, int(AFFORDABLE_MACS / (macs * max(1.0, passes)))))
+    if dataset is None:
+        return list(case.runs[:affordable])
     batch = batch_of(spec) or max(1, min(BATCH, BATCH_MACS // macs))
     order = np.random.default_rng(case.settings.seed + number).permutation(len(dataset.x_train))
     order = np.resize(order, max(len(order), batch))[: max(affordable, batch) // batch * batch]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+from batude_onnx.errors import DataError
 from batude_onnx.layers import constants_by_name, count, distinct, infer_shapes, nodes_by_key
 from batude_onnx.loading import fidelity, load_model, save_model
 from batude_onnx.pipeline import compress, inspect
 from batude_onnx.rewriting import rewrite
 from tests.body_models import nested
 from tests.layer_models import values
-from tests.pipelines import saved, settings_for
+from tests.pipelines import Listener, saved, settings_for
 from tests.rewritings import ATOL, RTOL, chains_of, outputs
 
 # Attributes are in the order of their names, so the else branch comes first.
@@ -147,3 +150,58 @@ def test_a_whole_run_without_data(tmp_path: Path) -> None:
     assert set(verdict.ranks) | set(verdict.whole) == set(PLACES)
     after = load_model(settings.output)
     assert count(after, infer_shapes(after)).params == verdict.comparison.cost_other.params <= verdict.budget.limits[0].limit
+
+
+def runs_file(folder: Path, *flags: bool) -> Path:
+    x = np.stack([values(2, 4, 6, 6, seed=50 + number) for number in range(len(flags))])
+    np.savez(folder / "runs.npz", x=x, flag=np.array(flags))
+    return folder / "runs.npz"
+
+
+@pytest.mark.parametrize("epochs", [0.0, 2.0])
+def test_several_inputs_are_given_run_by_run(tmp_path: Path, epochs: float) -> None:
+    # The function's two layers are two for each of its calls then.
+    data, listener = runs_file(tmp_path, False, True, False, True), Listener()
+    settings = settings_for(saved(nested(), tmp_path), tmp_path, "1.5x", data, simplify=False, epochs=epochs)
+    verdict = compress(settings, listener)
+    assert "4 runs of 2 inputs" in listener.said
+    assert any(line.endswith(": the model has 2 inputs") for line in listener.said)
+    assert ("measuring layers", 8, 8) in listener.counted
+    assert set(verdict.ranks) & {"c", "l", "c@2"}
+    assert verdict.comparison.cost_other.params <= verdict.budget.limits[0].limit
+
+
+def test_what_no_run_reaches_stays_whole(tmp_path: Path) -> None:
+    settings = settings_for(saved(nested(), tmp_path), tmp_path, "1.2x", runs_file(tmp_path, True), simplify=False, epochs=0.0)
+    verdict = compress(settings)
+    assert {key for key, reason in verdict.whole.items() if reason == "no sample reaches it"} == {"c", "l"}
+
+
+def test_what_is_seen_in_bodies_makes_better_factors(tmp_path: Path) -> None:
+    """The twin of all that is measured: by the weights alone the same budget loses more."""
+    data, path = runs_file(tmp_path, *[False, True] * 8), saved(nested(), tmp_path)
+    far = []
+    for given in (data, None):
+        compress(settings_for(path, tmp_path, "1.5x", given, simplify=False, epochs=0.0))
+        found = [outputs(onnx.load(tmp_path / "out.onnx"), **feeds(flag))["y"] for flag in (True, False)]
+        wanted = [outputs(nested(), **feeds(flag))["y"] for flag in (True, False)]
+        far.append(sum(float(np.square(a - b).mean() / b.var()) for a, b in zip(found, wanted, strict=True)))
+    assert far[0] < far[1], far
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        (
+            {"x": values(3, 2, 4, 6, 6)},
+            "wants an array 'flag' whose first axis counts the runs; keys found: x",
+        ),
+        ({"x": values(3, 2, 4, 5, 6), "flag": np.ones(3, bool)}, "not one of shape (3, 2, 4, 5, 6)"),
+        ({"x": values(3, 2, 4, 6, 6), "flag": np.ones(3)}, "not one of float64"),
+        ({"x": values(3, 2, 4, 6, 6), "flag": np.ones(2, bool)}, "the arrays hold {'x': 3, 'flag': 2} runs"),
+    ],
+)
+def test_runs_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
+    np.savez(tmp_path / "runs.npz", **arrays)
+    with pytest.raises(DataError, match=re.escape(said)):
+        compress(settings_for(saved(nested(), tmp_path), tmp_path, "1.5x", tmp_path / "runs.npz"))

@@ -159,14 +159,14 @@ def test_bad_input_is_one_line_and_an_exit_code_and_changes_nothing(place: Path,
     assert listing(place) == before
 
 
-def test_what_cannot_be_imported_is_listed_and_cut_out(place: Path) -> None:
+def test_what_cannot_be_imported_is_listed(place: Path) -> None:
     unsupported(place)
     np.savez(place / "data.npz", x_train=np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8))
     result = run(*WITH_DATA)
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "2 of 5 nodes cannot be imported: ConcatFromSequence (1), SequenceConstruct (1); the others are trained" in said
-    assert "towards the original's values of " in said
+    assert "2 of 5 nodes cannot be imported: ConcatFromSequence (1), SequenceConstruct (1)" in said
+    assert "ranks and factors come from what onnxruntime shows of the layers" in said
     assert "node 'first'" in said
     assert "node 'second'" in said
     # Without data nothing has to be imported.
@@ -179,7 +179,7 @@ def test_an_output_without_a_gradient(place: Path) -> None:
     result = run(*WITH_DATA)
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "ArgMax (1); the others are trained towards the original's values of c" in said
+    assert "nodes cannot be imported: ArgMax (1)" in said
     assert "no gradient passes through it" in said
 
 

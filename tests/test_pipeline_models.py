@@ -40,8 +40,8 @@ def test_two_inputs_without_data(tmp_path: Path, second: list[int | str]) -> Non
     assert list(verdict.ranks) == ["y"] or list(verdict.ranks) == ["a"]
 
 
-def test_data_for_two_inputs_is_refused(cifar_slice: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="one input, and the model has 2: run without --data"):
+def test_data_for_two_inputs_is_an_array_for_each(cifar_slice: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="whose first axis counts the runs; keys found: x_train, y_train"):
         compress(settings_for(two_inputs(tmp_path, [1]), tmp_path, "2x", cifar_slice))
 
 

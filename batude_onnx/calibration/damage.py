@@ -8,6 +8,8 @@ nodes read is compared in its place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -25,6 +27,7 @@ from batude_onnx.records import FactorChain, FloatArray, Site
 from batude_onnx.training.losses import Objective
 from batude_onnx.training.refit import Regression
 from batude_onnx.training.sensitivity import Curve, corners, curve_of
+from batude_onnx.training.statistics import is_classifier
 from batude_onnx.validation import Session
 
 Array = npt.NDArray[Any]
@@ -51,7 +54,7 @@ def measure(
     wanted = [_floats(session.run({**feeds, **fed})) for feeds in samples]
     if not wanted[0]:
         return {}
-    curves = {}
+    distance, curves = _Distance(objective, wanted), {}
     for number, site in enumerate(sites, 1):
         front, chosen = corners(site, losses[site.key], terms)
         damage = []
@@ -60,7 +63,7 @@ def measure(
             assert ranks is not None
             changed = _changed(site, fits[site.key].chain(ranks), fed)
             found = (_floats(session.run({**feeds, **changed})) for feeds in samples)
-            damage.append(sum(_distance(objective, a, b) for a, b in zip(found, wanted, strict=True)) / len(samples))
+            damage.append(sum(distance(sample, outputs) for sample, outputs in enumerate(found)) / len(samples))
         if chosen:
             curves[site.key] = curve_of(front, chosen, damage)
         report(number, len(sites))
@@ -124,9 +127,28 @@ def _floats(outputs: Mapping[str, Array]) -> list[Tensor]:
     return [torch.from_numpy(array).float() for array in arrays]
 
 
-def _distance(objective: Objective, ours: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Outputs of another shape, or that are no numbers any more, are as far off as noise would be."""
-    if [output.shape for output in ours] != [output.shape for output in wanted]:
-        return 1.0
-    distance = float(objective.distance(ours, wanted))
-    return distance if isfinite(distance) else 1.0
+@dataclass(frozen=True)
+class _Distance:
+    """From what is wanted of all samples: a classifier's as in training, else the squared error of each output in units of its
+    variance over all of them, as one run may give a single number."""
+
+    objective: Objective
+    wanted: Sequence[Sequence[Tensor]]
+
+    @cached_property
+    def scales(self) -> list[float]:
+        columns = zip(*(outputs for outputs in self.wanted if len(outputs) == len(self.wanted[0])), strict=True)
+        joined = [torch.cat([output.reshape(-1) for output in column]) for column in columns]
+        return [max(float(values.var(correction=0)), 1e-12) for values in joined]
+
+    def __call__(self, number: int, ours: Sequence[Tensor]) -> float:
+        """Of sample `number`. Outputs of another shape, or that are no numbers any more, are as far off as noise would be."""
+        wanted = self.wanted[number]
+        if [output.shape for output in ours] != [output.shape for output in wanted] or len(wanted) != len(self.wanted[0]):
+            return 1.0
+        if is_classifier(wanted):
+            distance = float(self.objective.distance(ours, wanted))
+        else:
+            pairs = zip(ours, wanted, self.scales, strict=True)
+            distance = sum(float((a - b).square().mean()) / scale for a, b, scale in pairs)
+        return distance if isfinite(distance) else 1.0

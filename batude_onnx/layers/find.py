@@ -50,7 +50,10 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
             # A factor that is computed is no parameter of the model.
             given = node.inputs[kind.weight] if kind.weight < len(node.inputs) else None
             stored = constants.source(given) is not None
-            sites.append(replace(blank, shape=shape if stored else (), reason=str(reason)))
+            # Exporters hand weights to a loop as a state that it carries.
+            handed = place and given is not None and given.is_graph_input()
+            told = f"its weight is handed to the body of {place[-1]} as an input, not stored" if handed else str(reason)
+            sites.append(replace(blank, shape=shape if stored else (), reason=told))
             continue
         bias = None if described.bias is None else constants.name_of(described.bias.root)
         sites.append(

@@ -3,6 +3,7 @@
 from batude_onnx.loading.dataset import Dataset, holdout, load_dataset, preprocess
 from batude_onnx.loading.inputs import InputSpec, input_specs
 from batude_onnx.loading.model import external_files, load_model, without_functions
+from batude_onnx.loading.runs import load_runs
 from batude_onnx.loading.writing import check_writable, data_path, save_model, write_atomically
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "input_specs",
     "load_dataset",
     "load_model",
+    "load_runs",
     "preprocess",
     "save_model",
     "without_functions",

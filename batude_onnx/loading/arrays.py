@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,16 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     Raises DataError for a path that is no file, bytes that are neither .npz nor .npy, files cut short, pickled objects, and
     an .npz without training samples (the message lists the keys found).
     """
+    return _read(path, partial(_known, path=path))
+
+
+def read_named(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of `path` by their own names; refused as by `read_arrays`."""
+    return _read(path, lambda loaded: {name: loaded[name] for name in loaded.files})
+
+
+def _read(path: Path, pick: Callable[[np.lib.npyio.NpzFile], dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    """What `pick` takes of an .npz, or the one array of an .npy as 'x_train'."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; give an .npz with x_train and y_train, or an .npy")
     try:
@@ -39,7 +51,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             if isinstance(loaded, np.ndarray):
                 return {"x_train": loaded}
             with loaded:
-                return _known(loaded, path)
+                return pick(loaded)
     except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read as NumPy arrays ({_reason(error)}); write or download it again") from error
     except OSError as error:
