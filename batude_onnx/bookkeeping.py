@@ -13,7 +13,6 @@ import torch
 
 from batude_onnx.loading import write_atomically
 from batude_onnx.opening import Case
-from batude_onnx.proving import Survey
 from batude_onnx.records import FactorChain, RankPlan, TrainResult, Verdict
 from batude_onnx.report import to_json
 
@@ -33,18 +32,20 @@ def methods(chains: Mapping[str, FactorChain]) -> dict[str, str]:
     return {key: chain.method for key, chain in chains.items()}
 
 
-def whole(seen: Survey, result: TrainResult) -> dict[str, str]:
-    """Every layer left alone, with its reason."""
+def whole(case: Case, plan: RankPlan, kept: Mapping[str, str]) -> dict[str, str]:
+    """Every layer left alone, with its reason; `kept` has those that came up on the way."""
     reasons = {}
-    for site in seen.sites:
+    for site in case.seen.sites:
         if site.method is None:
             reasons[site.key] = str(site.reason)
-        elif site.key in result.kept:
-            reasons[site.key] = result.kept[site.key]
-        elif site.key not in result.plan.ranks:
+        elif site.key in kept:
+            reasons[site.key] = kept[site.key]
+        elif site.key in case.terms.choices and case.terms.choices[site.key] is None:
+            reasons[site.key] = "as it was asked for"
+        elif site.key not in plan.ranks:
             held = f": it stands in a body of {' > '.join(site.inside)}" if site.inside else ""
             reasons[site.key] = f"nothing that was trained depends on it{held}"
-        elif result.plan.ranks[site.key] is None:
+        elif plan.ranks[site.key] is None:
             reasons[site.key] = "the budget pays for it as it is"
     return reasons
 

@@ -66,6 +66,12 @@ class RuntimeMissingError(BatudeError):
     exit_code = 11
 
 
+class PlanError(BatudeError):
+    """A plan file, or what was asked for single layers, does not fit the model."""
+
+    exit_code = 13
+
+
 class TrainingError(BatudeError):
     """Training diverged (loss not finite)."""
 

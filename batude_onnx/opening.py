@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import onnx_ir as ir
 import torch
 
 from batude_onnx.budget import Terms, budget_metrics, require_feasible
-from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError
+from batude_onnx.choosing import choose_layers, with_methods
+from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, RuntimeMissingError
 from batude_onnx.loading import (
     Dataset,
     InputSpec,
@@ -22,6 +24,7 @@ from batude_onnx.loading import (
     preprocess,
     without_functions,
 )
+from batude_onnx.planfile import read_plan
 from batude_onnx.pricing import terms_of
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
 from batude_onnx.records import Budget, Given
@@ -52,22 +55,22 @@ def report_path(output: Path) -> Path:
     return output.with_suffix(".json")
 
 
-def open_case(settings: Settings, watch: Watch) -> Case:
-    """Raises the `BatudeError` that fits the first thing that is wrong."""
-    data = [] if settings.data is None else [settings.data.path]
-    report = report_path(settings.output)
-    if report == settings.output:
-        raise OutputError(f"{settings.output}: the run's report goes there; give the model another suffix, such as .onnx")
-    for path in (settings.output, report):
+def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case:
+    """`written`: the files that the run will write. Raises the `BatudeError` that fits the first thing that is wrong."""
+    data = [path for path in (None if settings.data is None else settings.data.path, settings.plan) if path is not None]
+    for path in written:
         check_writable(path, settings.model, *data)
     _require_device(settings.device)
     model = load_model(settings.model)
+    plan = None if settings.plan is None else read_plan(settings.plan)
+    if plan is not None and not settings.budget:
+        settings = replace(settings, budget=plan.budget)
     metrics = budget_metrics([settings.budget])
     if model.functions and (data or {"macs", "latency"} & set(metrics)):
         why = "as their weights are trained too" if data else "to see how often each layer is run"
         watch.say(f"{len(model.functions)} functions are put in the place of their calls, {why}")
         model = without_functions(model)
-    for path in (settings.output, report):
+    for path in written:
         check_writable(path, settings.model, *data, *external_files(model))
     original = open_session(settings.model, settings.provider, settings.threads)
     seen = survey(model, settings.inputs)
@@ -99,8 +102,10 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         dataset = holdout(dataset or load_data(settings.data, seen))
         tested = 0 if dataset.x_test is None else len(dataset.x_test)
         watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on")
+    chosen = choose_layers(seen.compressible, settings.layers, plan, settings.plan)
+    seen = replace(seen, sites=with_methods(seen.sites, chosen))
     feeds = runs[0] if runs else parity_feeds(original, seen, dataset, settings.seed)
-    terms = terms_of(settings, model, seen, feeds, metrics, watch)
+    terms = replace(terms_of(settings, model, seen, feeds, metrics, watch), choices=chosen.choices, least=chosen.least)
     require_feasible(seen.compressible, terms)
     return Case(settings, model, seen, terms, dataset, feeds, original, runs)
 

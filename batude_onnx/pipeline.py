@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from batude_onnx import benching, bookkeeping, decomposition, layers, pacing, trained, untrained
+from batude_onnx import benching, bookkeeping, decomposition, layers, outlook, pacing, trained, untrained
 from batude_onnx.budget import amount
 from batude_onnx.errors import (
     BudgetMissedError,
+    OutputError,
     ParityError,
     UnsupportedError,
 )
@@ -22,6 +24,7 @@ from batude_onnx.loading import (
     save_model,
 )
 from batude_onnx.opening import Case, load_data, open_case, report_path
+from batude_onnx.planfile import write_plan
 from batude_onnx.pricing import bytes_of
 from batude_onnx.proving import Feeds, Survey, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey
 from batude_onnx.records import (
@@ -29,6 +32,7 @@ from batude_onnx.records import (
     Budget,
     Comparison,
     Cost,
+    Outlook,
     OutputDifference,
     TrainResult,
     Verdict,
@@ -38,6 +42,7 @@ from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
 from batude_onnx.trainable import listed
+from batude_onnx.training.planning import Planned
 from batude_onnx.training.recipe import RECIPES
 from batude_onnx.validation import compare, open_graph, open_session, require
 
@@ -52,7 +57,10 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     """
     began = time.monotonic()
     watch = watch or Watch()
-    case = open_case(settings, watch)
+    report = report_path(settings.output)
+    if report == settings.output:
+        raise OutputError(f"{settings.output}: the run's report goes there; give the model another suffix, such as .onnx")
+    case = open_case(settings, watch, (settings.output, report))
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
     result, expected = _compressed(case, watch, began)
@@ -67,15 +75,29 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
         budget=case.budget,
         ranks=result.plan.chosen(),
         methods=bookkeeping.methods(result.chains),
-        whole=bookkeeping.whole(case.seen, result),
+        whole=bookkeeping.whole(case, result.plan, result.kept),
         surgery=surgery,
         parity=parity,
         comparison=comparison,
         facts=bookkeeping.facts(case, result, time.monotonic() - began),
         history=result.history,
     )
-    bookkeeping.write_report(verdict, report_path(settings.output))
+    bookkeeping.write_report(verdict, report)
     return verdict
+
+
+def plan(settings: Settings, watch: Watch | None = None, *, sweep: Sequence[str] = (), sensitivity: bool = False) -> Outlook:
+    """The ranks that `compress` would take and what they promise, written to `settings.output` as JSON; nothing is trained.
+
+    `sweep`: other budgets that are looked at. `sensitivity`: also what truncating each layer alone does, at some ranks.
+    """
+    watch = watch or Watch()
+    case = open_case(replace(settings, epochs=0.0, seconds=None), watch, (settings.output,))
+    way = _planned(case, watch)
+    planned = way if isinstance(way, Planned) else way.planned
+    found = outlook.look(case, planned, sweep, sensitivity, bookkeeping.whole(case, planned.plan, {}))
+    write_plan(found, settings.output)
+    return found
 
 
 def inspect(path: Path, inputs: Wishes | None = None) -> Survey:
@@ -162,25 +184,35 @@ def _where(reference: ir.Model, other: ir.Model, case: Case) -> str:
 
 def _compressed(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
     """Ranks and factors, and what the finished file must give; by training where there is data and the graph can be imported."""
+    way = _planned(case, watch)
+    if isinstance(way, trained.Prepared):
+        result, outputs = trained.finish(case, way, watch, began)
+        return result, outputs if outputs is not None else _dense_outputs(case, result)
+    if isinstance(way, untrained.Sampled):
+        result = untrained.from_samples(case, way, watch)
+        return result, _dense_outputs(case, result)
+    result = untrained.from_weights(case, way)
+    return result, _dense_outputs(case, result)
+
+
+def _planned(case: Case, watch: Watch) -> trained.Prepared | untrained.Sampled | Planned:
+    """The ranks, and what was measured for them: with torch, in onnxruntime, or nothing."""
     if case.settings.data is None:
         watch.say(
             "no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)"
         )
-        result = untrained.from_weights(case, untrained.plan_by_weights(case, watch))
-        return result, _dense_outputs(case, result)
+        return untrained.plan_by_weights(case, watch)
     trains, recipe = bool(case.settings.epochs or case.settings.seconds), RECIPES[case.settings.recipe]
     prepared, reason = trained.prepare(case, trains, watch)
     if prepared is not None:
-        result, outputs = trained.finish(case, prepared, watch, began)
-        return result, outputs if outputs is not None else _dense_outputs(case, result)
+        return prepared
     head, *more = reason.splitlines()
     if trains and recipe.share:
         raise UnsupportedError(f"recipe {recipe.name!r} learns ranks in training, and {head}: take the default recipe")
     watch.say(f"{'nothing can be trained' if trains else 'no import'}: {head}")
     listed(more, watch)
     watch.say("ranks and factors come from what onnxruntime shows of the layers")
-    result = untrained.from_samples(case, untrained.plan_by_samples(case, watch), watch)
-    return result, _dense_outputs(case, result)
+    return untrained.plan_by_samples(case, watch)
 
 
 def _dense(case: Case, result: TrainResult) -> ir.Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,10 +32,26 @@ class Source:
 
 
 @dataclass(frozen=True)
+class LayerWishes:
+    """What is asked for single layers, by patterns of their names (of the node, or of its first output) as file names have them.
+
+    `include`: no other layers are compressed. `exclude`: these are not. `ranks`: the ranks of these, None for whole. `least`: no
+    rank of these is smaller. The first pattern that fits a layer counts.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    ranks: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Settings:
     """One `compress` run. `budget`: as on the command line, several limits with commas between. `rank_multiple`: ranks are
     multiples of it; None takes what suits the runtime and the budget. `batch`: samples in a run whose time is limited. `inputs`:
     what is asked of inputs that are made up, and of sizes that the file leaves open.
+
+    `layers`: what is asked for single layers; `plan`: a file whose ranks are taken, and whose budget where none is given.
 
     `seconds`: the wall-clock time that the run may take; as much is trained as fits into it, in the place of `epochs`.
     """
@@ -54,6 +71,8 @@ class Settings:
     rank_multiple: int | None = None
     simplify: bool = True
     inputs: Wishes = field(default_factory=Wishes)
+    layers: LayerWishes = field(default_factory=LayerWishes)
+    plan: Path | None = None
 
 
 class Watch:

@@ -29,7 +29,7 @@ class Terms:
     """`whole`: what the untouched network costs under each metric of the budget.
 
     `times`: prices in ms, by (key, method); a layer without any can only stay whole. `itemsize`: bytes of a stored weight, by
-    key; 4 where nothing is said. `choices`: by key, the only choices that may be taken of a layer.
+    key; 4 where nothing is said. `choices`: by key, the only choices that may be taken of a layer; `least`: its smallest rank.
     """
 
     budget: Budget
@@ -38,6 +38,7 @@ class Terms:
     itemsize: Mapping[str, int] = field(default_factory=dict)
     alignment: Alignment = field(default_factory=Alignment)
     choices: Mapping[str, Choice] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
     _held: dict[tuple[str, str | None, str], Prices] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -112,6 +113,7 @@ class Terms:
         table, wholes = self.table(site), self.wholes(site).reshape((-1,) + (1,) * len(most))
         fits = np.asarray((table <= wholes).all(0) & (table < wholes).any(0), dtype=bool)
         for axis, bound in zip(ranks, most, strict=True):
+            fits &= axis >= self.least.get(site.key, 1)
             fits &= np.asarray(self.alignment.fits(axis, bound), dtype=bool)
         fits &= ~np.broadcast_to(np.asarray(wasteful(site, ranks), dtype=bool), fits.shape)
         return fits

@@ -37,4 +37,5 @@ def choose(sites: Sequence[Site], losses: Callable[[Site], FloatArray], terms: T
         index = int(np.searchsorted(front.prices, allowances[site.key], side="right")) - 1
         return float(front.losses[index]) if index >= 0 else 1.0
 
-    return [min(alternatives(site), key=lost) if site.key in allowances else site for site in sites]
+    free = allowances.keys() - terms.choices.keys()
+    return [min(alternatives(site), key=lost) if site.key in free else site for site in sites]

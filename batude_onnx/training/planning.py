@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from batude_onnx.records import FloatArray, RankPlan, Site
 from batude_onnx.training import formats
 from batude_onnx.training.bcadl import Rules
 from batude_onnx.training.recipe import Recipe
-from batude_onnx.training.rules import share_lost
+from batude_onnx.training.rules import damage, share_lost
 from batude_onnx.training.sensitivity import Curve
 
 Measure = Callable[[Sequence[Site], Mapping[str, FloatArray]], Mapping[str, Curve]]
@@ -33,10 +32,22 @@ class Planned:
     rules: Rules
     plan: RankPlan
     weights: Mapping[str, Tensor]
+    recipe: Recipe
+    metrics: Mapping[str, Metric]
+    curves: Mapping[str, Curve]
+
+    @property
+    def measured(self) -> bool:
+        """Whether the damage to the outputs was measured."""
+        return bool(self.curves)
+
+    def damage(self) -> dict[str, FloatArray]:
+        """What truncating each layer does, by its ranks: to the outputs where that was measured, else the share of it lost."""
+        return damage(self.sites, self.weights, self.metrics, self.curves)
 
     def under(self, terms: Terms) -> Planned:
         """The ranks of the same layers, by the same methods, under other terms. Raises BudgetError where there are none."""
-        rules: Rules = replace(cast(Any, self.rules), terms=terms)
+        rules = self.recipe.rules(self.sites, terms, self.metrics, self.curves)
         return replace(self, rules=rules, plan=_solved(rules, self.sites, self.weights))
 
 
@@ -54,13 +65,9 @@ def plan_layers(
     all layers shrank alike, and once more for what the first plan gives to each. `measure(sites, shares of their energy lost, by
     ranks)` gives the curves of the damage that truncating them does; a recipe that does not measure never calls it.
     """
-    known: dict[tuple[str, str | None], FloatArray] = {}
 
     def lost(site: Site) -> FloatArray:
-        made = site.key, site.method
-        if made not in known:
-            known[made] = share_lost(site, weights[site.key], metrics.get(site.key))
-        return known[made]
+        return share_lost(site, weights[site.key], metrics.get(site.key))
 
     def curves_of(changed: Sequence[Site]) -> Mapping[str, Curve]:
         return measure(changed, {site.key: lost(site) for site in changed}) if recipe.measures else {}
@@ -77,8 +84,9 @@ def plan_layers(
         before, sites = sites, formats.choose(sites, lost, terms, formats.planned(sites, plan, terms))
         changed = [new for new, old in zip(sites, before, strict=True) if new.method != old.method]
         if changed:
-            rules, plan = solved({**curves, **curves_of(changed)})
-    return Planned(list(sites), rules, plan, {site.key: weights[site.key] for site in sites})
+            curves = {**curves, **curves_of(changed)}
+            rules, plan = solved(curves)
+    return Planned(list(sites), rules, plan, {site.key: weights[site.key] for site in sites}, recipe, metrics, curves)
 
 
 def _solved(rules: Rules, sites: Sequence[Site], weights: Mapping[str, Tensor]) -> RankPlan:

@@ -5,10 +5,11 @@ All kinds of rules are made from the same things, so that a recipe only names it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from batude_onnx.budget import Terms, solve_frontier, solve_greedy
 from batude_onnx.decomposition import Metric, linalg, method_of
@@ -21,12 +22,34 @@ def _site(sites: Sequence[Site], key: str) -> Site:
     return next(site for site in sites if site.key == key)
 
 
+# What was found of each weight, by method and metric, as long as the weight is there: several plans are made of the same ones.
+_LOST: MutableMapping[Tensor, dict[str | None, tuple[Metric | None, FloatArray]]] = WeakIdKeyDictionary()
+
+
 def share_lost(site: Site, weight: Tensor, metric: Metric | None) -> FloatArray:
-    """Which share of a layer's squared norm, in the metric, is lost at each combination of its ranks: [r1 - 1, r2 - 1, ...]."""
+    """Which share of a layer's squared norm, in the metric, is lost at each combination of its ranks: [r1 - 1, r2 - 1, ...].
+
+    `weight` is not changed in place between two calls.
+    """
+    known = _LOST.setdefault(weight, {})
+    if site.method not in known or known[site.method][0] is not metric:
+        known[site.method] = metric, _share_lost(site, weight, metric)
+    return known[site.method][1]
+
+
+def _share_lost(site: Site, weight: Tensor, metric: Metric | None) -> FloatArray:
     held, groups = weight.detach().cpu(), site.geometry.groups
     scale = float(linalg.whiten(linalg.stack(held, groups), metric).square().sum()) or 1.0
     lost: FloatArray = (method_of(site).losses(held, groups, metric) / scale).numpy()
     return lost
+
+
+def damage(
+    sites: Sequence[Site], weights: Mapping[str, Tensor], metrics: Mapping[str, Metric], curves: Mapping[str, Curve]
+) -> dict[str, FloatArray]:
+    """What each layer's truncation does to the outputs, by its ranks; where that was not measured, the share of it lost."""
+    lost = {site.key: share_lost(site, weights[site.key], metrics.get(site.key)) for site in sites}
+    return {key: curves[key](share) if key in curves else share for key, share in lost.items()}
 
 
 @dataclass(frozen=True)
@@ -87,12 +110,8 @@ class MeasuredRules:
         return 1
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
-        return solve_frontier(self.sites, self.damage(v), self.terms)
-
-    def damage(self, v: Mapping[str, Copies]) -> dict[str, FloatArray]:
-        """What each layer's truncation does to the outputs, by its ranks; where that was not measured, the share of it lost."""
-        losses = {site.key: share_lost(site, v[site.key][0], self.metrics.get(site.key)) for site in self.sites}
-        return {key: self.curves[key](lost) if key in self.curves else lost for key, lost in losses.items()}
+        weights = {site.key: v[site.key][0] for site in self.sites}
+        return solve_frontier(self.sites, damage(self.sites, weights, self.metrics, self.curves), self.terms)
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
         site = _site(self.sites, key)
