@@ -38,6 +38,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """Numbers with commas between."""
     if text is None:
         return None
     try:
@@ -47,12 +48,14 @@ def numbers(context: click.Context, option: click.Parameter, text: str | None) -
 
 
 def finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """A number that is one."""
     if value is not None and not isfinite(value):
         raise click.BadParameter(f"{value} is not a number of epochs")
     return value
 
 
 def seconds_of(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    """A time, in seconds."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh])", text.strip().lower())
@@ -62,6 +65,8 @@ def seconds_of(context: click.Context, option: click.Parameter, text: str | None
 
 
 def texts(read: Callable[[tuple[str, ...]], Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
+    """A callback for an option that is given several times; `read` raises ValueError for what it cannot read."""
+
     def callback(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Mapping[str, Any]:
         try:
             return read(texts)
@@ -81,6 +86,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def data_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What the data are and how they are normalised."""
     for option in (
         click.option("--std", callback=numbers, metavar="R,G,B", help="Of uint8 images scaled to 0..1; overrides the file's."),
         click.option("--mean", callback=numbers, metavar="R,G,B", help="Of uint8 images scaled to 0..1; overrides the file's."),
@@ -95,6 +101,7 @@ def data_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def input_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What inputs are fed where there are no data."""
     for option in (
         click.option(
             "--dim", "dims", multiple=True, callback=texts(read_dims), metavar="NAME=SIZE",

@@ -1,0 +1,49 @@
+"""The frozen records that pass from room to room.
+
+A *site* is one node of the graph whose weight may be replaced by a chain of smaller layers. All weights are held in one
+canonical form, (S, C/groups, *kernel): S output channels, C input channels; a linear layer has an empty kernel.
+"""
+
+from batude_onnx.records.arrays import FloatArray
+from batude_onnx.records.budgets import Alignment, Budget, Cost, Limit, Prices, RankPlan
+from batude_onnx.records.layers import FactorChain, Geometry, LayerSpec, Layout, Site
+from batude_onnx.records.plans import LayerPlan, Outlook, Step, Tried
+from batude_onnx.records.results import (
+    Benchmark,
+    Comparison,
+    Divergence,
+    Given,
+    LayerTime,
+    OutputDifference,
+    TrainResult,
+    Verdict,
+    Wishes,
+)
+
+__all__ = [
+    "Alignment",
+    "Benchmark",
+    "Budget",
+    "Comparison",
+    "Cost",
+    "Divergence",
+    "FactorChain",
+    "FloatArray",
+    "Geometry",
+    "Given",
+    "LayerPlan",
+    "LayerSpec",
+    "LayerTime",
+    "Layout",
+    "Limit",
+    "Outlook",
+    "OutputDifference",
+    "Prices",
+    "RankPlan",
+    "Site",
+    "Step",
+    "TrainResult",
+    "Tried",
+    "Verdict",
+    "Wishes",
+]
