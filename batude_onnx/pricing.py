@@ -43,7 +43,7 @@ def alignment(settings: Settings, metrics: Sequence[str]) -> Alignment:
     if settings.rank_multiple is not None:
         return Alignment(settings.rank_multiple, 0)
     block = channel_block(settings.provider)
-    return Alignment(block, 0 if "latency" in metrics else BLOCKS * block if "macs" in metrics else float("inf"))
+    return Alignment(block, 0 if "latency" in metrics else BLOCKS * block if "macs" in metrics else None)
 
 
 def sample_of(settings: Settings, seen: Survey, feeds: Feeds) -> Feeds:

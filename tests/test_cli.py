@@ -296,7 +296,7 @@ def test_json_is_all_there_is_on_stdout(place: Path, data: tuple[str, ...]) -> N
     assert verdict == json.loads((place / "out.json").read_text())
     cost = verdict["comparison"]["cost_other"]["params"]
     model = load_model(place / "out.onnx")
-    assert cost == count(model, infer_shapes(model)).params <= verdict["budget"]["limit"] == 8549
+    assert cost == count(model, infer_shapes(model)).params <= verdict["budget"]["limits"][0]["limit"] == 8549
     assert "full rank" in result.stderr  # what a person reads goes there
 
 
@@ -325,7 +325,7 @@ def test_inspect_of_layers_left_alone(place: Path) -> None:
 
 def test_inspect_as_json(place: Path) -> None:
     seen = json.loads(run("inspect", "model.onnx", "--json").stdout)
-    assert seen["cost"] == {"params": 17098, "macs": 2343552}
+    assert (seen["cost"]["params"], seen["cost"]["macs"]) == (17098, 2343552)
     assert seen["layers"][0]["shape"] == [16, 3, 3, 3]
     assert sum(layer["macs"] for layer in seen["layers"]) == 2343552
     assert [layer["params"] for layer in seen["layers"]] == [432, 4608, 9216, 2048, 640]

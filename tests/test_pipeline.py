@@ -40,7 +40,7 @@ def test_with_labelled_images(
     trained: Path, cifar_slice: Path, tmp_path: Path, options: dict[str, Any], phases: set[str]
 ) -> None:
     listener = Listener()
-    settings = settings_for(trained, tmp_path, "2x", cifar_slice, **options)
+    settings = settings_for(trained, tmp_path, data=cifar_slice, **({"budget": "2x"} | options))
     verdict = compress(settings, listener)
     check(verdict, settings)
     assert len(verdict.ranks) >= 2

@@ -86,7 +86,7 @@ FAILURES: dict[str, tuple[Patch, type[BatudeError], str]] = {
     "surgery of the other method": (wrong_rewrite(2), ParityError, "the rewrite at full rank does not equal the original"),
     "rewrite": (wrong_rewrite(3), ParityError, "the written file does not compute what was trained: output 'y' is off by"),
     "chain": (wrong_chain, ParityError, "the rewrite at full rank does not equal the original"),
-    "count": (too_large, BudgetMissedError, "has 1,000,000 params, the budget '2x' allows 8,549; nothing was written"),
+    "count": (too_large, BudgetMissedError, "has 1,000,000 params, the budget '2x' allows 8,549 params; nothing was written"),
 }
 
 

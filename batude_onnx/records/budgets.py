@@ -58,17 +58,17 @@ class Budget:
 class Alignment:
     """Which ranks suit the runtime, whose `block` of channels is computed at a time.
 
-    Whole blocks only in a mode whose largest useful rank is `whole_from` or more: that is fastest. In the others a rank may be as
+    Whole blocks only in a mode whose largest useful rank is `whole_from` or more (None: in no mode): that is fastest. Else a rank may be as
     fine as a quarter of itself: multiples of 4 from one block up (other channels fall back to a slower path), of half a block
     from two, of a block from four.
     """
 
     block: int = 1
-    whole_from: float = float("inf")
+    whole_from: int | None = None
 
     def fits(self, rank: Any, most: int) -> Any:
         """For a number, or for an array of them, of a mode whose largest useful rank is `most`."""
-        if self.block == 1 or most >= self.whole_from:
+        if self.block == 1 or (self.whole_from is not None and most >= self.whole_from):
             return rank % self.block == 0
         fine = (rank < self.block) | (rank % min(4, self.block) == 0)
         half = (rank < 2 * self.block) | (rank % max(1, self.block // 2) == 0)

@@ -1,0 +1,95 @@
+"""Limits that can only be measured: the time of a run and the size of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batude_onnx import pacing
+from batude_onnx.errors import BudgetError, BudgetMissedError
+from batude_onnx.pipeline import compress, plan
+from batude_onnx.records import Verdict
+from batude_onnx.settings import Settings, Watch
+from batude_onnx.speed import cache
+from batude_onnx.speed import model as timing
+from tests.pipelines import check
+
+MODEL = Path("models/resnet20-cifar10.onnx")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Short measurements, and their results in a folder that all these tests share."""
+    monkeypatch.setattr(timing, "SECONDS", 0.1)
+    monkeypatch.setattr(pacing, "SECONDS", 0.5)
+    monkeypatch.setattr(pacing, "LONG_SECONDS", 1.0)
+    monkeypatch.setenv(cache.FOLDER, str(tmp_path_factory.getbasetemp() / "times"))
+
+
+class Said(Watch):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def run(folder: Path, budget: str, watch: Watch | None = None, **more: Any) -> Verdict:
+    return compress(Settings(MODEL, folder / "out.onnx", budget, threads=1, **more), watch)
+
+
+def test_a_latency_budget_holds_by_measurement(tmp_path: Path) -> None:
+    said = Said()
+    verdict = run(tmp_path, "latency=1.25x", said)
+    check(verdict, Settings(MODEL, tmp_path / "out.onnx", "latency=1.25x"))
+    assert float(verdict.comparison.latency["ratio"]) >= 1.25
+    assert any("time predicted" in line for line in said.lines)
+    # Whole blocks of channels, which are of 4, 8 or 16.
+    assert all(rank % 4 == 0 for ranks in verdict.ranks.values() for rank in ranks)
+    assert verdict.whole
+
+
+def test_a_latency_faster_than_what_cannot_be_touched_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"the smallest budget that can be met is latency=0\.\d+ms"):
+        run(tmp_path, "latency=50x")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_several_limits_hold_together(tmp_path: Path) -> None:
+    verdict = run(tmp_path, "2x,macs=1.6x,size=640kB")
+    check(verdict, Settings(MODEL, tmp_path / "out.onnx", "2x,macs=1.6x,size=640kB"))
+    assert [limit.metric for limit in verdict.budget.limits] == ["params", "macs", "size"]
+    assert (tmp_path / "out.onnx").stat().st_size <= 640_000
+    cost = verdict.comparison.cost_other
+    assert cost.params <= 134_517
+    assert cost.macs <= 40_551_040 / 1.6
+
+
+def test_a_size_is_spent(tmp_path: Path) -> None:
+    run(tmp_path, "size=700kB")
+    assert 0.93 * 700_000 < (tmp_path / "out.onnx").stat().st_size <= 700_000
+
+
+def test_a_limit_that_measuring_never_meets_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "_over", lambda *_: 1.001)
+    with pytest.raises(BudgetError, match="was not met in 6 rounds of measuring"):
+        run(tmp_path, "size=700kB")
+
+
+def test_a_finished_file_that_is_too_slow_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "_over", lambda *_: 0.5)
+    monkeypatch.setattr(pacing, "_taken", lambda *_: 1.2)
+    monkeypatch.setattr(pacing, "LONG_SECONDS", 0.05)
+    with pytest.raises(BudgetMissedError, match="as fast as the original"):
+        run(tmp_path, "latency=1.1x")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_plan_says_what_each_layer_takes(tmp_path: Path) -> None:
+    found = plan(Settings(MODEL, tmp_path / "p.json", "latency=1.2x", threads=1))
+    assert 0 < found.predicted.latency < found.original.latency
+    saved = sum(layer.before.latency - layer.after.latency for layer in found.layers)
+    assert found.predicted.latency == pytest.approx(found.original.latency - saved)
+    assert all(layer.after.latency < layer.before.latency for layer in found.layers if layer.ranks)
