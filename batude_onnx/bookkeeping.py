@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx_ir as ir
@@ -54,6 +55,7 @@ def facts(case: Case, result: TrainResult, seconds: float) -> dict[str, object]:
         "epochs": round(sum({str(row["phase"]): float(row["epochs"]) for row in result.history}.values()), 2),
         "seed": settings.seed,
         "training_samples": 0 if case.dataset is None else len(case.dataset.x_train),
+        "inputs": {} if case.dataset is not None else {name: asdict(given) for name, given in case.seen.feeding.given.items()},
         "device": settings.device,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),

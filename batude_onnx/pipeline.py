@@ -26,7 +26,7 @@ from batude_onnx.loading import (
     load_model,
     save_model,
 )
-from batude_onnx.opening import Case, classes, load_data, open_case, report_path
+from batude_onnx.opening import Case, classes, load_data, open_case, report_path, sized
 from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, origin_of, outputs_of, parity_feeds, survey
 from batude_onnx.records import Comparison, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict, Wishes
@@ -107,15 +107,17 @@ def validate(
     if [(spec.name, spec.dtype) for spec in specs] != [(spec.name, spec.dtype) for spec in theirs]:
         raise ParityError(f"the inputs differ: {', '.join(map(str, specs))} against {', '.join(map(str, theirs))}")
     one = survey(models[0], inputs)
+    dataset = None if data is None else load_data(data, one)
+    if dataset is not None:
+        one = sized(models[0], one, dataset)
+    elif one.feeding.taken and watch is not None:
+        watch.say(one.feeding.taken)
     other = survey(models[1], one.feeding.wishes())
     sessions = open_session(first, provider, threads), open_session(second, provider, threads)
     if sessions[0].output_names != sessions[1].output_names:
         raise ParityError(
             f"the outputs differ: {', '.join(sessions[0].output_names)} against {', '.join(sessions[1].output_names)}"
         )
-    dataset = None if data is None else load_data(data, one)
-    if dataset is None and one.feeding.taken and watch is not None:
-        watch.say(one.feeding.taken)
     feeds = parity_feeds(sessions[0], one, dataset, seed)
     found = hold_against(*sessions, (one, other), (str(first), str(second)), feeds, dataset)
     if all(difference.within for difference in found.differences):

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from batude_onnx import decomposition, layers
 from batude_onnx.errors import ModelError
-from batude_onnx.feeding import Feeding, settle
+from batude_onnx.feeding import Feeding, senseless, settle
 from batude_onnx.loading import Dataset, InputSpec, input_specs, preprocess
 from batude_onnx.records import Comparison, Cost, Divergence, Site, Wishes
 from batude_onnx.validation import (
@@ -87,7 +87,7 @@ def survey(model: ir.Model, wishes: Wishes | None = None) -> Survey:
 def parity_feeds(session: Session, seen: Survey, dataset: Dataset | None, seed: int) -> Feeds:
     """Realistic samples to compare outputs on: from the test data, else made up by what the graph does with them.
 
-    Raises ModelError where onnxruntime cannot run the model on what was made up, or where the outputs are no numbers.
+    Raises ModelError where onnxruntime cannot run the model on what was made up, or where outputs are not finite.
     """
     if dataset is None:
         return _made_up(session, seen.feeding, seed)
@@ -108,12 +108,11 @@ def _made_up(session: Session, feeding: Feeding, seed: int) -> Feeds:
         except ModelError as error:
             failure = error
             continue
-        for name, array in outputs.items():
-            if isinstance(array, np.ndarray) and array.dtype.kind == "f" and np.isnan(array).any():
-                raise ModelError(
-                    f"output {name!r} is not a number at {np.isnan(array).sum():,} of {array.size:,} places on inputs made up by "
-                    f"their types: say what they hold, such as {feeding.example()}"
-                )
+        if (name := senseless(outputs)) is not None:
+            raise ModelError(
+                f"output {name!r} holds no finite numbers on inputs made up by type, name and use: say what they hold, such as "
+                f"{feeding.example()}"
+            )
         return feeds
     assert failure is not None
     raise _unfit(feeding, failure)
