@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,7 +38,7 @@ def several() -> onnx.ModelProto:
         node("Where", ["is", "added", "nothing"], ["kept"]),
         node("MatMul", ["kept", "v"], ["y"]),
     ]
-    held = {
+    held: dict[str, Any] = {
         "table": values(50, 8), "w": values(8, 12), "v": values(12, 10, seed=1), "two": np.array([2]), "one": np.array([1]),
         "zero": np.array([0]), "right": np.int64(16000), "nothing": np.full((1, 12), np.nan, np.float32),
     }  # fmt: skip
@@ -89,7 +90,7 @@ def test_what_is_made_up_matters(tmp_path: Path) -> None:
 
 def test_sizes_in_the_data_come_before_those_that_are_chosen(tmp_path: Path) -> None:
     nodes = [node("Conv", ["x", "w"], ["c"]), node("GlobalAveragePool", ["c"], ["p"]), node("Flatten", ["p"], ["y"])]
-    x, y = (helper.make_tensor_value_info(*value) for value in (("x", FLOAT, ["N", 8, "H", "W"]), ("y", FLOAT, ["N", 12])))
+    x, y = helper.make_tensor_value_info("x", FLOAT, ["N", 8, "H", "W"]), helper.make_tensor_value_info("y", FLOAT, ["N", 12])
     path = saved(model_of(nodes, [x], [y], {"w": values(12, 8, 3, 3)}), tmp_path)
     np.savez(tmp_path / "x.npz", x_train=values(9, 8, 10, 12))
     told = Listener()
