@@ -1,8 +1,8 @@
 """Seeded values of one input: smooth pictures, numbers of a range, or standard normal ones.
 
 White noise is unlike any picture: a detector shows nothing but its floor on it. A picture here is noise on grids of a few sizes,
-drawn out to the picture's and added, so that neighbours are alike, and channels half alike; and in places there are blots with hard
-edges, as things and letters have them.
+drawn out to the picture's and added, so that neighbours are alike, and channels half alike; and in places there are blots with
+hard edges, as things and letters have them.
 """
 
 from __future__ import annotations
