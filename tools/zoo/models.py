@@ -56,7 +56,7 @@ MODELS = (
     Model("silero-vad", _SILERO, "silero_vad/data/silero_vad.onnx"),
     Model("silero-sequence", _SILERO, "silero_vad/data/silero_vad_16k_sequence.onnx"),
     Model("silero-ifs", _SILERO, "silero_vad/data/silero_vad_half.onnx"),
-    Model("silero-flat", _SILERO, "silero_vad/data/silero_vad_op18_ifless.onnx"),
+    Model("silero-op18", _SILERO, "silero_vad/data/silero_vad_op18_ifless.onnx"),
     Model("silero-inlined", _SILERO, "silero_vad/data/silero_vad_openvino_16k.onnx"),
     Model("squeezenet", "", "imagenet_squeezenet.onnx"),
     Model("vdsr", "", "sr_vdsr.onnx", ("y=1,1,64,64",)),
