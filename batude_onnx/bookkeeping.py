@@ -59,6 +59,7 @@ def facts(case: Case, result: TrainResult, seconds: float) -> dict[str, object]:
         "epochs": round(sum({str(row["phase"]): float(row["epochs"]) for row in result.history}.values()), 2),
         "seed": settings.seed,
         "training_samples": len(case.runs) if case.dataset is None else len(case.dataset.x_train),
+        "inputs": {} if settings.data is not None else {name: asdict(given) for name, given in case.seen.feeding.given.items()},
         "predicted": asdict(result.plan.cost),
         "rank_alignment": asdict(case.terms.alignment),
         "device": settings.device,

@@ -14,7 +14,6 @@ from batude_onnx.choosing import choose_layers, with_methods
 from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, RuntimeMissingError
 from batude_onnx.loading import (
     Dataset,
-    InputSpec,
     check_writable,
     external_files,
     holdout,
@@ -27,7 +26,7 @@ from batude_onnx.loading import (
 from batude_onnx.planfile import read_plan
 from batude_onnx.pricing import terms_of
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
-from batude_onnx.records import Budget, Given
+from batude_onnx.records import Budget, Given, Wishes
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.validation import Session, open_session
 
@@ -75,7 +74,8 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     original = open_session(settings.model, settings.provider, settings.threads)
     seen = survey(model, settings.inputs)
     if not seen.compressible:
-        reasons = "; ".join(f"{site.op} {site.key}: {site.reason}" for site in seen.sites[:3])
+        distinct = {site.reason: site for site in reversed(seen.sites)}
+        reasons = "; ".join(f"{site.op} {site.key}: {reason}" for reason, site in list(distinct.items())[-1:-4:-1])
         found = f"{len(seen.sites)} layers, none of them compressible ({reasons})" if seen.sites else "no Conv, Gemm or MatMul"
         raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
     dataset = None
@@ -88,9 +88,7 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
         seen = survey(model, settings.inputs)
     elif settings.data is not None and (seen.feeding.taken or seen.feeding.refused):
         dataset = load_data(settings.data, seen)
-        sizes = Given(_sizes(seen.specs[0], dataset))
-        settings = replace(settings, inputs=replace(settings.inputs, inputs={seen.specs[0].name: sizes}))
-        seen = survey(model, settings.inputs)
+        seen = sized(model, seen, dataset)
     uncounted = [site.key for site in seen.sites if not site.positions]
     if "macs" in metrics and (uncounted or not seen.cost.macs):
         if seen.feeding.refused:
@@ -133,9 +131,11 @@ def classes(seen: Survey) -> int | None:
     return shape[1] if shape is not None and len(shape) == 2 and shape[1] > 1 else None
 
 
-def _sizes(spec: InputSpec, dataset: Dataset) -> tuple[int | None, ...]:
-    """The whole shape of an input with open sizes, as the samples have them."""
-    return (
-        spec.shape[0] if isinstance(spec.shape[0], int) else None,
-        *preprocess(dataset.x_train[:1], dataset.mean, dataset.std).shape[1:],
-    )
+def sized(model: ir.Model, seen: Survey, dataset: Dataset) -> Survey:
+    """The survey with open sizes as the samples have them, where they were chosen, or could not be."""
+    if not (seen.feeding.taken or seen.feeding.refused):
+        return seen
+    spec = seen.specs[0]
+    batch = spec.shape[0] if isinstance(spec.shape[0], int) else None
+    shape = (batch, *preprocess(dataset.x_train[:1], dataset.mean, dataset.std).shape[1:])
+    return survey(model, Wishes({spec.name: Given(shape)}))

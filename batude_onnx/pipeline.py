@@ -20,10 +20,11 @@ from batude_onnx.errors import (
     UnsupportedError,
 )
 from batude_onnx.loading import (
+    Dataset,
     load_model,
     save_model,
 )
-from batude_onnx.opening import Case, load_data, open_case, report_path
+from batude_onnx.opening import Case, load_data, open_case, report_path, sized
 from batude_onnx.planfile import write_plan
 from batude_onnx.pricing import bytes_of
 from batude_onnx.proving import Feeds, Survey, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey
@@ -117,8 +118,17 @@ def validate(
     watch: Watch | None = None,
 ) -> Comparison:
     """Hold `second` against `first`. Raises ParityError where their inputs or outputs are not the same ones."""
-    models, (one, other), sessions = open_two((first, second), provider, threads, inputs)
-    dataset = None if data is None else load_data(data, one)
+    held: list[Dataset] = []
+
+    def see(model: ir.Model, wishes: Wishes | None) -> Survey:
+        seen = survey(model, wishes)
+        if data is None:
+            return seen
+        held.append(load_data(data, seen))
+        return sized(model, seen, held[0])
+
+    models, (one, other), sessions = open_two((first, second), provider, threads, inputs, see)
+    dataset = held[0] if held else None
     if dataset is None and one.feeding.taken and watch is not None:
         watch.say(one.feeding.taken)
     feeds = parity_feeds(sessions[0], one, dataset, seed)

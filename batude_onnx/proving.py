@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from batude_onnx import decomposition, layers
 from batude_onnx.errors import ModelError, ParityError
-from batude_onnx.feeding import Feeding, settle
+from batude_onnx.feeding import Feeding, senseless, settle
 from batude_onnx.loading import Dataset, InputSpec, input_specs, load_model, preprocess
 from batude_onnx.records import Comparison, Cost, Divergence, Site, Wishes
 from batude_onnx.validation import (
@@ -88,14 +88,21 @@ def survey(model: ir.Model, wishes: Wishes | None = None) -> Survey:
 
 
 def open_two(
-    paths: tuple[Path, Path], provider: str, threads: int | None, wishes: Wishes | None = None
+    paths: tuple[Path, Path],
+    provider: str,
+    threads: int | None,
+    wishes: Wishes | None = None,
+    see: Callable[[ir.Model, Wishes | None], Survey] = survey,
 ) -> tuple[tuple[ir.Model, ir.Model], tuple[Survey, Survey], tuple[Session, Session]]:
-    """Two files to be held against each other. Raises ParityError where their inputs or outputs are not the same ones."""
+    """Two files to be held against each other, the first one as `see` sees it, the other with the same inputs.
+
+    Raises ParityError where their inputs or outputs are not the same ones.
+    """
     first, second = (load_model(path) for path in paths)
     specs, theirs = input_specs(first), input_specs(second)
     if [(spec.name, spec.dtype) for spec in specs] != [(spec.name, spec.dtype) for spec in theirs]:
         raise ParityError(f"the inputs differ: {', '.join(map(str, specs))} against {', '.join(map(str, theirs))}")
-    one = survey(first, wishes)
+    one = see(first, wishes)
     other = survey(second, one.feeding.wishes())
     sessions = open_session(paths[0], provider, threads), open_session(paths[1], provider, threads)
     outputs = [", ".join(session.output_names) for session in sessions]
@@ -107,7 +114,7 @@ def open_two(
 def parity_feeds(session: Session, seen: Survey, dataset: Dataset | None, seed: int) -> Feeds:
     """Realistic samples to compare outputs on: from the test data, else made up by what the graph does with them.
 
-    Raises ModelError where onnxruntime cannot run the model on what was made up, or where the outputs are no numbers.
+    Raises ModelError where onnxruntime cannot run the model on what was made up, or where outputs are not finite.
     """
     if dataset is None:
         return _made_up(session, seen.feeding, seed)
@@ -128,12 +135,11 @@ def _made_up(session: Session, feeding: Feeding, seed: int) -> Feeds:
         except ModelError as error:
             failure = error
             continue
-        for name, array in outputs.items():
-            if isinstance(array, np.ndarray) and array.dtype.kind == "f" and np.isnan(array).any():
-                raise ModelError(
-                    f"output {name!r} is not a number at {np.isnan(array).sum():,} of {array.size:,} places on inputs made up by "
-                    f"their types: say what they hold, such as {feeding.example()}"
-                )
+        if (name := senseless(outputs)) is not None:
+            raise ModelError(
+                f"output {name!r} holds no finite numbers on inputs made up by type, name and use: say what they hold, such as "
+                f"{feeding.example()}"
+            )
         return feeds
     assert failure is not None
     raise _unfit(feeding, failure)

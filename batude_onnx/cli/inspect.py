@@ -30,7 +30,7 @@ def inspect(model: Path, inputs: dict[str, Given], dims: dict[str, int], as_json
     seen = look(model, Wishes(inputs, dims))
     if as_json:
         rows = [asdict(site) | {"params": site.params, "macs": site.macs} for site in seen.sites]
-        click.echo(to_json({"cost": asdict(seen.cost), "layers": rows}))
+        click.echo(to_json({"cost": asdict(seen.cost), "inputs": seen.feeding.shapes(), "layers": rows}))
         return
     console = console_for()
     console.print(layer_table(seen.sites, seen.cost))

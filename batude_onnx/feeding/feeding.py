@@ -97,17 +97,28 @@ def settle(model: ir.Model, specs: Sequence[InputSpec], wishes: Wishes, opened: 
         except ModelError as error:
             reason = str(error)
             continue
-        if not any(array.dtype.kind == "f" and np.isnan(array).any() for array in outputs.values()):
+        if senseless(outputs) is None:
             shown = feeding.shapes()
             chosen = ", ".join(f"{name}={','.join(map(str, shown[name]))}" for name in left)
             return replace(feeding, taken=f"open input sizes were chosen: {chosen}; others by {_how(specs, left, shown)}")
-        reason = "the outputs are not numbers"
+        reason = "the outputs are not finite"
     given = {name: replace(given, shape=None) if name in left else given for name, given in feeding.given.items()}
     refused = (
         f"the sizes of {', '.join(map(str, (spec for spec in specs if spec.name in left)))} are open, and none of the usual "
         f"ones runs ({reason[:LONGEST]}); give them: {_how(specs, left, {})}"
     )
     return replace(feeding, given=given, refused=refused)
+
+
+def senseless(outputs: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """The first output that holds a NaN, or nothing but infinities; a score of -Inf among others has its sense."""
+    for name, array in outputs.items():
+        # A sequence is no array.
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size:
+            finite = np.isfinite(array)
+            if not finite.any() or (not finite.all() and np.isnan(array).any()):
+                return name
+    return None
 
 
 def _feeding(model: ir.Model, specs: Sequence[InputSpec], wishes: Wishes, shapes: Mapping[str, Shape]) -> Feeding:

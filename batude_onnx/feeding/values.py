@@ -1,7 +1,8 @@
 """Seeded values of one input: smooth pictures, numbers of a range, or standard normal ones.
 
 White noise is unlike any picture: a detector shows nothing but its floor on it. A picture here is noise on grids of a few sizes,
-drawn out to the picture's and added, so that neighbours are alike.
+drawn out to the picture's and added, so that neighbours are alike, and channels half alike; and in places there are blots with
+hard edges, as things and letters have them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ MOST = 2**31
 CHANNELS = (1, 3, 4)
 # Cells on a side of the grids that a picture is drawn from, and how much each counts.
 GRIDS = ((3, 1.0), (8, 0.6), (32, 0.3))
+# Cells on a side of where blots are, pixels on a side of a blot, and how many deviations they are off the mean.
+PLACES, BLOT, CONTRAST = 8, 6, 1.0
 # Of a picture this many deviations to both sides of its mean are drawn over the range.
 WIDTH = 2.0
 
@@ -58,14 +61,20 @@ def fill(spec: InputSpec, shape: tuple[int, ...], low: float | None, high: float
 
 
 def _pictures(shape: tuple[int, ...], axis: int, generator: np.random.Generator) -> Array:
-    """Pictures of mean 0 and deviation 1 in all."""
+    """Pictures of about mean 0 and deviation 1 in all."""
     sizes = [size for place, size in enumerate(shape) if place != axis]
-    *outer, height, width = (shape[axis], *sizes)
-    total = np.zeros((*outer, height, width), np.float32)
+    *outer, height, width = sizes
+
+    def noise(rows: int, columns: int, *stack: int) -> Array:
+        grid = generator.standard_normal((*stack, max(1, min(rows, height)), max(1, min(columns, width))), dtype=np.float32)
+        return _drawn_out(height, grid.shape[-2]) @ grid @ _drawn_out(width, grid.shape[-1]).T
+
+    total = np.zeros((shape[axis], *outer, height, width), np.float32)
     for cells, weight in GRIDS:
-        grid = generator.standard_normal((*outer, min(cells, height), min(cells, width)), dtype=np.float32)
-        total += np.float32(weight) * (_drawn_out(height, grid.shape[-2]) @ grid @ _drawn_out(width, grid.shape[-1]).T)
+        total += np.float32(weight) * (noise(cells, cells, *outer) + noise(cells, cells, shape[axis], *outer))
     total = (total - total.mean()) / max(float(total.std()), 1e-6)
+    blots = CONTRAST * np.sign(noise(height // BLOT, width // BLOT, *outer))
+    total = np.where(noise(PLACES, PLACES, *outer) > 0.5, blots, total)
     return np.moveaxis(total, 0, axis)
 
 

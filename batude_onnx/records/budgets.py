@@ -58,9 +58,9 @@ class Budget:
 class Alignment:
     """Which ranks suit the runtime, whose `block` of channels is computed at a time.
 
-    Whole blocks only in a mode whose largest useful rank is `whole_from` or more (None: in no mode): that is fastest. Else a rank may be as
-    fine as a quarter of itself: multiples of 4 from one block up (other channels fall back to a slower path), of half a block
-    from two, of a block from four.
+    Whole blocks only in a mode whose largest useful rank is `whole_from` or more (None: in no mode): that is fastest. Else a rank
+    may be as fine as a quarter of itself: multiples of 4 from one block up (other channels fall back to a slower path), of half a
+    block from two, of a block from four.
     """
 
     block: int = 1

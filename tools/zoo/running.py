@@ -36,12 +36,13 @@ def run(model: Model, path: Path, output: Path) -> dict[str, Any]:
         seen = survey(loaded, wishes)
         ops = Counter(node.op_type for node in loaded.graph)
         record |= {"nodes": sum(ops.values()), "ops": dict(sorted(ops.items())), "opset": loaded.graph.opset_imports.get("", 0)}
+        record["inputs"] = {name: list(shape) for name, shape in seen.feeding.shapes().items()}
         record |= {"layers": len(seen.sites), "compressible": len(seen.compressible), "cost": asdict(seen.cost)}
         record["left_alone"] = dict(Counter(str(site.reason) for site in seen.sites if site.reason))
         record["imported"] = _imported(loaded)
         record |= _compressed(wishes, path, output, seen)
     except NothingToCompressError as error:
-        record["refused"] = str(error)
+        record["refused"] = str(error).removeprefix(f"{path}: ")
     except BatudeError as error:
         record["failed"] = str(error)
     record |= {"hardware": hardware("cpu"), "versions": versions()}
