@@ -28,7 +28,7 @@ from batude_onnx.loading import (
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
 from batude_onnx.records import Budget, Cost
 from batude_onnx.settings import Settings, Source, Watch
-from batude_onnx.validation import Session, open_session
+from batude_onnx.validation import Session, open_file
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Case:
     dataset: Dataset | None
     feeds: Feeds
     original: Session
+
+    @property
+    def large(self) -> bool:
+        """Whether the model is too large for all of its weights to be in memory."""
+        return not self.original.whole
 
 
 def report_path(output: Path) -> Path:
@@ -65,7 +70,7 @@ def open_case(settings: Settings, watch: Watch) -> Case:
         model = without_functions(model)
     for path in (settings.output, report):
         check_writable(path, settings.model, *data, *external_files(model))
-    original = open_session(settings.model, settings.provider, settings.threads)
+    original = open_file(settings.model, model, settings.provider, settings.threads)
     seen = survey(model, settings.inputs)
     if not seen.compressible:
         reasons = "; ".join(f"{site.op} {site.key}: {site.reason}" for site in seen.sites[:3])

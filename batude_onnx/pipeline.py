@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,16 +28,17 @@ from batude_onnx.loading import (
 from batude_onnx.opening import Case, classes, load_data, open_case, report_path
 from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, Survey, batch_of, hold_against, origin_of, outputs_of, parity_feeds, survey
-from batude_onnx.records import Comparison, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict
+from batude_onnx.records import Comparison, Computed, FactorChain, FloatArray, OutputDifference, Site, TrainResult, Verdict
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
+from batude_onnx.spool import Chains, Spool
 from batude_onnx.training import compressing, normalisation, planning, refit, sensitivity, statistics
 from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.loop import train
 from batude_onnx.training.recipe import RECIPES, Recipe
 from batude_onnx.training.timetable import Timetable, seconds_per_epoch
-from batude_onnx.validation import compare, open_graph, open_session, require
+from batude_onnx.validation import compare, open_file, open_graph, open_session, require
 
 # Samples for BatchNorm statistics and re-fitting, for the moments of the metric, and for the truncation of each layer. Fewer
 # are taken where the network is large, so that each stays a matter of minutes: each may take so many multiply-accumulates.
@@ -59,20 +60,25 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     began = time.monotonic()
     watch = watch or Watch()
     case = open_case(settings, watch)
+    if case.large:
+        watch.say("a large model: it is run piece by piece, and how fast it is not measured (batude-onnx validate does)")
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
-    result, expected = _without_data(case, watch) if case.dataset is None else _with_data(case, watch, began)
-    notes = bookkeeping.metadata(case, result.plan, result.chains)
-    finished = rewrite(case.model, result.chains, weights=result.weights, biases=result.biases, metadata=notes)
-    if settings.simplify:
-        finished = _simplified(finished, case, watch)
-    proofs: list[tuple[tuple[OutputDifference, ...], Comparison]] = []
-    save_model(finished, settings.output, lambda path: proofs.append(_prove(path, case, result, expected)))
-    parity, comparison = proofs[0]
+    with Spool(settings.output.parent) as spool:
+        result, expected = _without_data(case, watch, spool) if case.dataset is None else _with_data(case, watch, began)
+        notes = bookkeeping.metadata(case, result.plan, result.chains)
+        keep = spool.keep if case.large else None
+        finished = rewrite(case.model, result.chains, weights=result.weights, biases=result.biases, metadata=notes, keep=keep)
+        if settings.simplify:
+            finished = _simplified(finished, case, watch)
+        proofs: list[tuple[tuple[OutputDifference, ...], Comparison]] = []
+        save_model(finished, settings.output, lambda path: proofs.append(_prove(path, case, result, expected)))
+        parity, comparison = proofs[0]
+        methods = bookkeeping.methods(result.chains)
     verdict = Verdict(
         budget=case.budget,
         ranks=result.plan.chosen(),
-        methods=bookkeeping.methods(result.chains),
+        methods=methods,
         whole=bookkeeping.whole(case.seen, result.plan),
         surgery=surgery,
         parity=parity,
@@ -124,22 +130,36 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
     """
     sites = case.seen.compressible
     ways = [decomposition.alternatives(site) if RECIPES[case.settings.recipe].formats else (site,) for site in sites]
-    nodes, proofs = layers.nodes_by_key(case.model), []
-    for number in range(max(map(len, ways), default=1)):
-        chains = {}
-        for site in (way[min(number, len(way) - 1)] for way in ways):
-            most = decomposition.method_of(site).max_ranks(site.shape, site.geometry.groups)
-            chains[site.key] = _factor(site, nodes[site.key], most)
-        rewritten = rewrite(case.model, chains)
-        found = outputs_of(open_graph(rewritten, case.settings.provider, case.settings.threads), case.feeds)
-        proofs.append(compare(outputs_of(case.original, case.feeds), found, half=case.seen.half))
-        where = partial(_where, case.model, rewritten, case)
-        require(proofs[-1], "the rewrite at full rank does not equal the original", where)
+    rounds = [{way[0].key: way[min(number, len(way) - 1)] for way in ways} for number in range(max(map(len, ways), default=1))]
+    proofs = [_surgery(case, sites) for sites in rounds]
     return tuple(max(same, key=lambda difference: difference.max_absolute) for same in zip(*proofs, strict=True))
 
 
-def _where(reference: ir.Model, other: ir.Model, case: Case) -> str:
-    """Where the difference between two graphs begins, in words."""
+def _surgery(case: Case, sites: Mapping[str, Site]) -> tuple[OutputDifference, ...]:
+    """The outputs with all of these factored and nothing lost, held against the original's."""
+    change = partial(_at_full_rank, sites)
+    found = outputs_of(open_graph(case.model, case.settings.provider, case.settings.threads, change), case.feeds)
+    differences = compare(outputs_of(case.original, case.feeds), found, half=case.seen.half)
+    where = partial(_where, case, lambda: (case.model, change(case.model)))
+    require(differences, "the rewrite at full rank does not equal the original", where)
+    return differences
+
+
+def _at_full_rank(sites: Mapping[str, Site], graph: ir.Model) -> ir.Model:
+    """`graph` (or a piece of it) with those of the `sites` that stand in it factored and nothing lost."""
+    nodes = layers.nodes_by_key(graph)
+    chains = {}
+    for key in [key for key in nodes if key in sites]:
+        most = decomposition.method_of(sites[key]).max_ranks(sites[key].shape, sites[key].geometry.groups)
+        chains[key] = _factor(sites[key], nodes[key], most)
+    return rewrite(graph, chains)
+
+
+def _where(case: Case, graphs: Callable[[], tuple[ir.Model, ir.Model]]) -> str:
+    """Where the difference between two graphs begins, in words; nothing of a large model, as both would have to be made whole."""
+    if case.large:
+        return ""
+    reference, other = graphs()
     found = origin_of(reference, other, case.feeds, case.original, case.seen.half)
     return "all values on the way that both have are equal" if found is None else str(found)
 
@@ -148,43 +168,49 @@ def _factor(site: Site, node: ir.Node, ranks: tuple[int, ...]) -> FactorChain:
     """The chain of a layer as it stands in the file."""
     bias = layers.read_bias(node)
     return decomposition.method_of(site).factor(
-        torch.from_numpy(layers.read_weight(node).copy()),
-        None if bias is None else torch.from_numpy(bias.copy()),
+        torch.from_numpy(layers.read_weight(node)),
+        None if bias is None else torch.from_numpy(bias),
         site.geometry,
         ranks,
         None,
     )
 
 
-def _without_data(case: Case, watch: Watch) -> tuple[TrainResult, Feeds]:
+def _without_data(case: Case, watch: Watch, spool: Spool) -> tuple[TrainResult, Feeds]:
     """Ranks and factors from the weights alone. What is expected: the original graph with the dense weights these stand for."""
     watch.say("no data: the weights alone decide, nothing is trained, and accuracy is NOT protected (give --data to protect it)")
     sites, nodes = case.seen.compressible, layers.nodes_by_key(case.model)
-    weights = {site.key: torch.from_numpy(layers.read_weight(nodes[site.key]).copy()) for site in sites}
+    weights = Computed(tuple(site.key for site in sites), lambda key: torch.from_numpy(layers.read_weight(nodes[key])))
     recipe = replace(RECIPES[case.settings.recipe], measures=False)
     sites, _, plan = planning.plan_layers(sites, weights, case.budget, case.whole, recipe, {}, planning.unmeasured)
     by_key = {site.key: site for site in sites}
-    chains = {key: _factor(by_key[key], nodes[key], ranks) for key, ranks in plan.chosen().items()}
+    chains: MutableMapping[str, FactorChain] = Chains(spool) if case.large else {}
+    for key, ranks in plan.chosen().items():
+        chains[key] = _factor(by_key[key], nodes[key], ranks)
     result = TrainResult(plan, chains, {}, {})
     return result, _dense_outputs(case, result)
 
 
-def _dense(case: Case, result: TrainResult) -> ir.Model:
-    """The original graph with the weights that the chains stand for and all else that was trained in their places."""
-    weights, biases = dict(result.weights), dict(result.biases)
-    by_key, nodes = {site.key: site for site in case.seen.sites}, layers.nodes_by_key(case.model)
-    for key, chain in result.chains.items():
-        site, bias, held = by_key[key], chain.layers[-1].bias, layers.read_bias(nodes[key])
+def _dense(case: Case, result: TrainResult, graph: ir.Model) -> ir.Model:
+    """`graph` (or a piece of it) with the weights that the chains stand for and all else that was trained in their places."""
+    present = {value.name for node in graph.graph.all_nodes() for value in (*node.inputs, *node.outputs) if value is not None}
+    weights = {name: values for name, values in result.weights.items() if name in present}
+    by_key, nodes = {site.key: site for site in case.seen.sites}, layers.nodes_by_key(graph)
+    biases = {key: values for key, values in result.biases.items() if key in nodes}
+    for key in [key for key in nodes if key in result.chains]:
+        site, chain = by_key[key], result.chains[key]
+        bias, held = chain.layers[-1].bias, layers.read_bias(nodes[key])
         weight = decomposition.method(chain.method).reconstruct(chain).float().numpy()
         weights[site.weight] = np.ascontiguousarray(site.layout.stored(weight))
         if bias is not None and (held is None or not np.array_equal(bias, held)):
             biases[key] = bias
-    return rewrite(case.model, {}, weights=weights, biases=biases)
+    return rewrite(graph, {}, weights=weights, biases=biases)
 
 
 def _dense_outputs(case: Case, result: TrainResult) -> Feeds:
     """What that graph gives."""
-    return outputs_of(open_graph(_dense(case, result), case.settings.provider, case.settings.threads), case.feeds)
+    change = partial(_dense, case, result)
+    return outputs_of(open_graph(case.model, case.settings.provider, case.settings.threads, change), case.feeds)
 
 
 def _with_data(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
@@ -334,7 +360,7 @@ def _torch_outputs(net: GraphNet, case: Case) -> Feeds:
 
 def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
     """onnxsim's result; the model as it is, with the reason said, where onnxsim cannot be trusted with it."""
-    skipped = skip_reason(model)
+    skipped = "onnxsim would hold all of a large model in memory" if case.large else skip_reason(model)
     if skipped is None:
         try:
             return simplify(model, {name: array.shape for name, array in case.feeds.items()})
@@ -354,9 +380,13 @@ def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tupl
             f"the finished file has {spent:,} {case.budget.metric}, the budget {case.budget.text!r} allows "
             f"{case.budget.limit:,}; nothing was written"
         )
-    session = open_session(path, case.settings.provider, case.settings.threads)
+    session = open_file(path, model, case.settings.provider, case.settings.threads)
     parity = compare(expected, outputs_of(session, case.feeds), half=case.seen.half)
-    require(parity, "the written file does not compute what was trained", lambda: _where(_dense(case, result), model, case))
+    require(
+        parity,
+        "the written file does not compute what was trained",
+        lambda: _where(case, lambda: (_dense(case, result, case.model), model)),
+    )
     comparison = hold_against(
         case.original, session, (case.seen, written), (str(case.settings.model), str(case.settings.output)),
         case.feeds, case.dataset,

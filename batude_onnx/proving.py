@@ -144,11 +144,12 @@ def hold_against(
     feeds: Feeds,
     dataset: Dataset | None,
 ) -> Comparison:
-    """Compare two open models on `feeds` and, where there is one, on the test data; then their speed, one sample at a time."""
+    """Compare two open models on `feeds` and, where there is one, on the test data; then, unless one is run in pieces, their
+    speed, one sample at a time."""
     (first, second), specs = surveys, surveys[0].specs
     differences = compare(outputs_of(original, feeds), outputs_of(other, feeds), half=first.half or second.half)
     scores: tuple[dict[str, float], ...] = ({}, {}) if dataset is None else quality(original, other, specs, dataset)
     sizes = {spec.name: batch_of(spec) or 1 for spec in specs}
     one = {name: array[: sizes[name]] if array.ndim else array for name, array in feeds.items()}
-    latency = compare_latency(original, other, one)
+    latency = compare_latency(original, other, one) if original.whole and other.whole else {}
     return Comparison(names[0], names[1], first.cost, second.cost, differences, scores[0], scores[1], latency)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from torch import Tensor
 
-from batude_onnx.decomposition import Metric
-from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
+from batude_onnx.budget import frontier
+from batude_onnx.budget.frontier import Frontier
+from batude_onnx.decomposition import Metric, method_of
+from batude_onnx.records import Budget, Computed, Cost, FloatArray, RankPlan, Site
 from batude_onnx.training import formats
 from batude_onnx.training.bcadl import Rules
 from batude_onnx.training.recipe import Recipe
@@ -20,6 +23,14 @@ Measure = Callable[[Sequence[Site], Mapping[str, FloatArray]], Mapping[str, Curv
 def unmeasured(sites: Sequence[Site], losses: Mapping[str, FloatArray]) -> dict[str, Curve]:
     """Where there is nothing to measure with."""
     return {}
+
+
+def _table(site: Site, front: Frontier) -> FloatArray:
+    """The losses that `front` was drawn from, where they are on it: the others, which something beats, count as infinite."""
+    table = np.full(method_of(site).max_ranks(site.shape, site.geometry.groups), np.inf)
+    factored = front.ranks.all(axis=1)
+    table[tuple(front.ranks[factored].T - 1)] = front.losses[factored]
+    return table
 
 
 def plan_layers(
@@ -37,20 +48,22 @@ def plan_layers(
     all layers shrank alike, and once more for what the first plan gives to each. `measure(sites, shares of their energy lost, by
     ranks)` gives the curves of the damage that truncating them does; a recipe that does not measure never calls it.
     """
-    known: dict[tuple[str, str | None], FloatArray] = {}
+    # Of each table the part that counts: the tables of all layers may be as large as their weights.
+    known: dict[tuple[str, str | None], Frontier] = {}
 
     def lost(site: Site) -> FloatArray:
         made = site.key, site.method
         if made not in known:
-            known[made] = share_lost(site, weights[site.key], metrics.get(site.key))
-        return known[made]
+            known[made] = frontier(site, share_lost(site, weights[site.key], metrics.get(site.key)), budget.metric)
+        return _table(site, known[made])
 
     def curves_of(changed: Sequence[Site]) -> Mapping[str, Curve]:
         return measure(changed, {site.key: lost(site) for site in changed}) if recipe.measures else {}
 
     def solved(curves: Mapping[str, Curve]) -> tuple[Rules, RankPlan]:
         rules = recipe.rules(sites, budget, whole, metrics, curves)
-        return rules, rules.ranks({site.key: (weights[site.key],) * rules.copies(site.key) for site in sites})
+        keys = tuple(site.key for site in sites)
+        return rules, rules.ranks(Computed(keys, lambda key: (weights[key],) * rules.copies(key)))
 
     if recipe.formats:
         sites = formats.choose(sites, lost, budget.metric, formats.alike(sites, budget, whole))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from batude_onnx.budget import solve_frontier, solve_greedy
 from batude_onnx.decomposition import Metric, linalg, method_of
-from batude_onnx.records import Budget, Cost, FloatArray, RankPlan, Site
+from batude_onnx.records import Budget, Computed, Cost, FloatArray, RankPlan, Site
 from batude_onnx.training.bcadl import Copies
 from batude_onnx.training.sensitivity import Curve
 
@@ -89,9 +89,13 @@ class MeasuredRules:
         return 1
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
-        losses = {site.key: share_lost(site, v[site.key][0], self.metrics.get(site.key)) for site in self.sites}
-        losses = {key: self.curves[key](lost) if key in self.curves else lost for key, lost in losses.items()}
-        return solve_frontier(self.sites, losses, self.budget, self.whole)
+        by_key = {site.key: site for site in self.sites}
+
+        def loss(key: str) -> FloatArray:
+            lost = share_lost(by_key[key], v[key][0], self.metrics.get(key))
+            return self.curves[key](lost) if key in self.curves else lost
+
+        return solve_frontier(self.sites, Computed(tuple(by_key), loss), self.budget, self.whole)
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
         site = _site(self.sites, key)

@@ -6,7 +6,7 @@ from batude_onnx.validation.exposing import exposed
 from batude_onnx.validation.latency import compare_latency
 from batude_onnx.validation.measuring import measure_shapes
 from batude_onnx.validation.parity import compare, require
-from batude_onnx.validation.sessions import Session, open_graph, open_session, run_batched
+from batude_onnx.validation.sessions import Session, open_file, open_graph, open_session, run_batched
 
 __all__ = [
     "Session",
@@ -18,6 +18,7 @@ __all__ = [
     "first_divergence",
     "is_classifier",
     "measure_shapes",
+    "open_file",
     "open_graph",
     "open_session",
     "require",
