@@ -37,8 +37,9 @@ def test_truncating_nothing_but_zeros_gives_zeros() -> None:
 
 
 @pytest.mark.parametrize("mode", [0, 1])
-def test_singular_values_are_those_of_an_svd(mode: int) -> None:
-    stack = a_weight((2, 7, 5, 9)).double()
+@pytest.mark.parametrize("shape", [(2, 7, 5, 9), (2, 40, 5, 1), (2, 5, 40, 1)], ids=["wide", "tall", "broad"])
+def test_singular_values_are_those_of_an_svd(shape: tuple[int, ...], mode: int) -> None:
+    stack = a_weight(shape).double()
     vectors, values = linalg.leading(stack, mode)
     expected = torch.linalg.svdvals(linalg.unfold(stack, mode))
     # The Gram matrix squares the condition number: 1e-8 of the largest is what float64 leaves.
@@ -46,6 +47,16 @@ def test_singular_values_are_those_of_an_svd(mode: int) -> None:
     torch.testing.assert_close(vectors.mT @ vectors, torch.eye(values.shape[-1]).double().expand(2, -1, -1))
     core = linalg.unfold(linalg.multiply(stack, vectors.mT, mode), mode)
     torch.testing.assert_close(core.norm(dim=-1), values)
+
+
+def test_the_vectors_of_a_tall_matrix_of_low_rank_are_orthogonal() -> None:
+    """Also those of singular values that are zero, which are whatever is left."""
+    matrix = (a_weight((50, 2)).double() @ a_weight((2, 6), 1).double())[None]
+    vectors, values = linalg.left(matrix)
+    assert vectors.shape == (1, 50, 6)
+    assert float(values[0, 2]) < 1e-6 * float(values[0, 0])
+    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(6).double()[None])
+    torch.testing.assert_close(vectors[..., :2] @ (vectors[..., :2].mT @ matrix), matrix)
 
 
 def test_small_singular_values_of_a_low_rank_weight_are_near_zero() -> None:

@@ -42,14 +42,23 @@ def leading(tensor: Tensor, mode: int) -> tuple[Tensor, Tensor]:
 
 
 def left(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors (g, n, n) and singular values (g, n), largest first, of `matrix` (g, n, m).
+    """Left singular vectors (g, n, k) and singular values (g, k), k = min(n, m), largest first, of `matrix` (g, n, m).
 
-    By the eigenvectors of the Gram matrix in float64: ten times cheaper than an SVD where the unfolding is wide, and exact
+    By the eigenvectors of the smaller Gram matrix in float64: ten times cheaper than an SVD where one side is long, and exact
     to about 1e-8 of the largest singular value, far below a float32 weight's own precision.
     """
     matrix = matrix.double()
-    values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
-    return vectors.flip(-1), values.flip(-1).clamp_min(0.0).sqrt()
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    values, vectors = torch.linalg.eigh(matrix.mT @ matrix if tall else matrix @ matrix.mT)
+    vectors, values = vectors.flip(-1), values.flip(-1).clamp_min(0.0).sqrt()
+    # Of a tall one these are the right vectors; QR keeps what they are turned into orthogonal where it is nearly zero, too.
+    return torch.linalg.qr(matrix @ vectors)[0] if tall else vectors, values
+
+
+def _basis(tensor: Tensor, mode: int, rank: int) -> Tensor:
+    """The `rank` leading vectors of an unfolding, made up to as many where it has fewer columns."""
+    vectors = leading(tensor, mode)[0]
+    return (vectors if rank <= vectors.shape[-1] else torch.linalg.qr(vectors, mode="complete")[0])[..., :rank]
 
 
 def joint_losses(tensor: Tensor, modes: Sequence[int]) -> Tensor:
@@ -81,11 +90,10 @@ def hooi(tensor: Tensor, ranks: tuple[int, int], sweeps: int = 3) -> tuple[Tenso
     De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21(4), 2000: each sweep can only lower the error, and a few suffice.
     """
     tensor = tensor.double()
-    u1 = leading(tensor, 0)[0][..., : ranks[0]]
-    u2 = leading(tensor, 1)[0][..., : ranks[1]]
+    u1, u2 = (_basis(tensor, mode, rank) for mode, rank in enumerate(ranks))
     for _ in range(sweeps):
-        u1 = leading(multiply(tensor, u2.mT, 1), 0)[0][..., : ranks[0]]
-        u2 = leading(multiply(tensor, u1.mT, 0), 1)[0][..., : ranks[1]]
+        u1 = _basis(multiply(tensor, u2.mT, 1), 0, ranks[0])
+        u2 = _basis(multiply(tensor, u1.mT, 0), 1, ranks[1])
     return u1, u2
 
 
