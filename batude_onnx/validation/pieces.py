@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from batude_onnx.errors import ModelError
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 Run = Callable[[onnx_ir.Model, Arrays], dict[str, Any]]
 
@@ -76,9 +78,9 @@ class Pieces:
         return [_declared(value) for value in self._model.graph.outputs]
 
     def run(self, names: None, feeds: Arrays) -> list[Any]:
-        """The outputs for `feeds`, in order. Raises ValueError, as a native session does, for an input that is not fed."""
+        """The outputs for `feeds`, in order. Raises ModelError for an input that is not fed."""
         if missing := [value.name for value in self.get_inputs() if value.name not in feeds]:
-            raise ValueError(f"required inputs {missing} are missing from what is fed")
+            raise ModelError(f"the model cannot be run: inputs {', '.join(missing)} are not fed")
         outputs = self._model.graph.outputs
         alive: dict[str, Any] = {str(value.name): value.const_value.numpy() for value in outputs if value.const_value is not None}
         alive |= feeds
