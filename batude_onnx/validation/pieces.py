@@ -9,6 +9,7 @@ nodes compute the same values; only what onnxruntime would fuse across a border 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -88,6 +89,8 @@ class Pieces:
         for number, piece in enumerate(self.pieces):
             taken = {str(value.name): alive[str(value.name)] for value in piece.taken}
             alive |= self._run(piece.model(self._model, taken), taken)
+            # The nodes and values of a graph hold each other, and with them its weights, until they are looked for.
+            gc.collect()
             later = wanted | {value.name for other in self.pieces[number + 1 :] for value in other.taken}
             alive = {name: array for name, array in alive.items() if name in later}
         return [alive[str(value.name)] for value in outputs]

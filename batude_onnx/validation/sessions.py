@@ -94,6 +94,7 @@ def _open(
     if threads is not None:
         options.intra_op_num_threads = threads
     if mapped:
+        options.enable_cpu_mem_arena = False
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         entries = {**entries, UNPACKED: "1"}
     for name, value in entries.items():
