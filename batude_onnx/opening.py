@@ -28,7 +28,7 @@ from batude_onnx.pricing import terms_of
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
 from batude_onnx.records import Budget, Given, Wishes
 from batude_onnx.settings import Settings, Source, Watch
-from batude_onnx.validation import Session, open_session
+from batude_onnx.validation import Session, open_file
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Case:
     @property
     def budget(self) -> Budget:
         return self.terms.budget
+
+    @property
+    def large(self) -> bool:
+        """Whether the model is too large for all of its weights to be in memory."""
+        return not self.original.whole
 
 
 def report_path(output: Path) -> Path:
@@ -71,7 +76,7 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
         model = without_functions(model)
     for path in written:
         check_writable(path, settings.model, *data, *external_files(model))
-    original = open_session(settings.model, settings.provider, settings.threads)
+    original = open_file(settings.model, model, settings.provider, settings.threads)
     seen = survey(model, settings.inputs)
     if not seen.compressible:
         distinct = {site.reason: site for site in reversed(seen.sites)}
@@ -103,7 +108,9 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     chosen = choose_layers(seen.compressible, settings.layers, plan, settings.plan)
     seen = replace(seen, sites=with_methods(seen.sites, chosen))
     feeds = runs[0] if runs else parity_feeds(original, seen, dataset, settings.seed)
-    terms = replace(terms_of(settings, model, seen, feeds, metrics, watch), choices=chosen.choices, least=chosen.least)
+    terms = replace(
+        terms_of(settings, model, seen, feeds, metrics, watch, not original.whole), choices=chosen.choices, least=chosen.least
+    )
     require_feasible(seen.compressible, terms)
     return Case(settings, model, seen, terms, dataset, feeds, original, runs)
 

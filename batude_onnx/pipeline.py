@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from batude_onnx.errors import (
 )
 from batude_onnx.loading import (
     Dataset,
+    external_files,
     load_model,
     save_model,
 )
@@ -35,6 +36,7 @@ from batude_onnx.records import (
     Cost,
     Outlook,
     OutputDifference,
+    Site,
     TrainResult,
     Verdict,
     Wishes,
@@ -42,10 +44,11 @@ from batude_onnx.records import (
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
+from batude_onnx.spool import Spool
 from batude_onnx.trainable import listed
 from batude_onnx.training.planning import Planned
 from batude_onnx.training.recipe import RECIPES
-from batude_onnx.validation import compare, open_graph, open_session, require
+from batude_onnx.validation import compare, open_file, open_graph, require
 
 # Runs of a model of several inputs on which its rewrite is proved.
 PROVED = 16
@@ -62,20 +65,25 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     if report == settings.output:
         raise OutputError(f"{settings.output}: the run's report goes there; give the model another suffix, such as .onnx")
     case = open_case(settings, watch, (settings.output, report))
+    if case.large:
+        watch.say("a large model: it is run piece by piece, and how fast it is not measured (batude-onnx validate does)")
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
-    result, expected = _compressed(case, watch, began)
-    notes = bookkeeping.metadata(case, result.plan, result.chains)
-    finished = rewrite(case.model, result.chains, weights=result.weights, biases=result.biases, metadata=notes)
-    if settings.simplify:
-        finished = _simplified(finished, case, watch)
-    proofs: list[tuple[tuple[OutputDifference, ...], Comparison]] = []
-    save_model(finished, settings.output, lambda path: proofs.append(_prove(path, case, result, expected)))
-    parity, comparison = proofs[0]
+    with Spool(settings.output.parent) as spool:
+        result, expected = _compressed(case, watch, began, spool)
+        notes = bookkeeping.metadata(case, result.plan, result.chains)
+        keep = spool.keep if case.large else None
+        finished = rewrite(case.model, result.chains, weights=result.weights, biases=result.biases, metadata=notes, keep=keep)
+        if settings.simplify:
+            finished = _simplified(finished, case, watch)
+        proofs: list[tuple[tuple[OutputDifference, ...], Comparison]] = []
+        save_model(finished, settings.output, lambda path: proofs.append(_prove(path, case, result, expected)))
+        parity, comparison = proofs[0]
+        methods = bookkeeping.methods(result.chains)
     verdict = Verdict(
         budget=case.budget,
         ranks=result.plan.chosen(),
-        methods=bookkeeping.methods(result.chains),
+        methods=methods,
         whole=bookkeeping.whole(case, result.plan, result.kept),
         surgery=surgery,
         parity=parity,
@@ -169,30 +177,43 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
     """
     sites = case.seen.compressible
     ways = [decomposition.alternatives(site) if RECIPES[case.settings.recipe].formats else (site,) for site in sites]
-    weights, biases = untrained.stored(case, sites)
-    proofs = []
-    for number in range(max(map(len, ways), default=1)):
-        chains = {}
-        for site in (way[min(number, len(way) - 1)] for way in ways):
-            most = decomposition.method_of(site).max_ranks(site.shape, site.geometry.groups)
-            chains[site.key] = untrained.factor(site, weights[site.key], biases.get(site.key), most)
-        rewritten = rewrite(case.model, chains)
-        session = open_graph(rewritten, case.settings.provider, case.settings.threads)
-        # Each run may take another way through the graph.
-        for feeds in case.runs[:PROVED] or (case.feeds,):
-            proofs.append(compare(outputs_of(case.original, feeds), outputs_of(session, feeds), half=case.seen.half))
-            where = partial(_where, case.model, rewritten, replace(case, feeds=feeds))
-            require(proofs[-1], "the rewrite at full rank does not equal the original", where)
+    rounds = [{way[0].key: way[min(number, len(way) - 1)] for way in ways} for number in range(max(map(len, ways), default=1))]
+    proofs = [differences for sites in rounds for differences in _surgery(case, sites)]
     return tuple(max(same, key=lambda difference: difference.max_absolute) for same in zip(*proofs, strict=True))
 
 
-def _where(reference: ir.Model, other: ir.Model, case: Case) -> str:
-    """Where the difference between two graphs begins, in words."""
+def _surgery(case: Case, sites: Mapping[str, Site]) -> Iterator[tuple[OutputDifference, ...]]:
+    """The outputs with all of these factored and nothing lost, held against the original's, once for each run that is proved."""
+    change = partial(_at_full_rank, sites)
+    session = open_graph(case.model, case.settings.provider, case.settings.threads, change)
+    # Each run may take another way through the graph.
+    for feeds in case.runs[:PROVED] or (case.feeds,):
+        differences = compare(outputs_of(case.original, feeds), outputs_of(session, feeds), half=case.seen.half)
+        where = partial(_where, replace(case, feeds=feeds), lambda: (case.model, change(case.model)))
+        require(differences, "the rewrite at full rank does not equal the original", where)
+        yield differences
+
+
+def _at_full_rank(sites: Mapping[str, Site], graph: ir.Model) -> ir.Model:
+    """`graph` (or a piece of it) with those of the `sites` that stand in it factored and nothing lost."""
+    nodes = layers.nodes_by_key(graph)
+    chains = {}
+    for key in [key for key in nodes if key in sites]:
+        most = decomposition.method_of(sites[key]).max_ranks(sites[key].shape, sites[key].geometry.groups)
+        chains[key] = untrained.as_stored(sites[key], nodes[key], most)
+    return rewrite(graph, chains)
+
+
+def _where(case: Case, graphs: Callable[[], tuple[ir.Model, ir.Model]]) -> str:
+    """Where the difference between two graphs begins, in words; nothing of a large model, as both would have to be made whole."""
+    if case.large:
+        return ""
+    reference, other = graphs()
     found = origin_of(reference, other, case.feeds, case.original, case.seen.half)
     return "all values on the way that both have are equal" if found is None else str(found)
 
 
-def _compressed(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Feeds]:
+def _compressed(case: Case, watch: Watch, began: float, spool: Spool) -> tuple[TrainResult, Feeds]:
     """Ranks and factors, and what the finished file must give; by training where there is data and the graph can be imported."""
     way = _planned(case, watch)
     if isinstance(way, trained.Prepared):
@@ -201,7 +222,7 @@ def _compressed(case: Case, watch: Watch, began: float) -> tuple[TrainResult, Fe
     if isinstance(way, untrained.Sampled):
         result = untrained.from_samples(case, way, watch)
         return result, _dense_outputs(case, result)
-    result = untrained.from_weights(case, way)
+    result = untrained.from_weights(case, way, spool)
     return result, _dense_outputs(case, result)
 
 
@@ -225,27 +246,33 @@ def _planned(case: Case, watch: Watch) -> trained.Prepared | untrained.Sampled |
     return untrained.plan_by_samples(case, watch)
 
 
-def _dense(case: Case, result: TrainResult) -> ir.Model:
-    """The original graph with the weights that the chains stand for and all else that was trained in their places."""
-    weights, biases = dict(result.weights), dict(result.biases)
-    by_key, nodes = {site.key: site for site in case.seen.sites}, layers.nodes_by_key(case.model)
-    for key, chain in result.chains.items():
-        site, bias, held = by_key[key], chain.layers[-1].bias, layers.read_bias(nodes[key])
+def _dense(case: Case, result: TrainResult, graph: ir.Model) -> ir.Model:
+    """`graph` (or a piece of it) with the weights that the chains stand for and all else that was trained in their places."""
+    weights = dict(result.weights)
+    if graph is not case.model:
+        present = {value.name for node in graph.graph.all_nodes() for value in (*node.inputs, *node.outputs) if value is not None}
+        weights = {name: values for name, values in weights.items() if name in present}
+    by_key, nodes = {site.key: site for site in case.seen.sites}, layers.nodes_by_key(graph)
+    biases = {key: values for key, values in result.biases.items() if key in nodes}
+    for key in [key for key in nodes if key in result.chains]:
+        site, chain = by_key[key], result.chains[key]
+        bias, held = chain.layers[-1].bias, layers.read_bias(nodes[key])
         weight = decomposition.method(chain.method).reconstruct(chain).float().numpy()
         weights[site.weight] = np.ascontiguousarray(site.layout.stored(weight))
         if bias is not None and (held is None or not np.array_equal(bias, held)):
             biases[key] = bias
-    return rewrite(case.model, {}, weights=weights, biases=biases)
+    return rewrite(graph, {}, weights=weights, biases=biases)
 
 
 def _dense_outputs(case: Case, result: TrainResult) -> Feeds:
     """What that graph gives."""
-    return outputs_of(open_graph(_dense(case, result), case.settings.provider, case.settings.threads), case.feeds)
+    change = partial(_dense, case, result)
+    return outputs_of(open_graph(case.model, case.settings.provider, case.settings.threads, change), case.feeds)
 
 
 def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
     """onnxsim's result; the model as it is, with the reason said, where onnxsim cannot be trusted with it."""
-    skipped = skip_reason(model)
+    skipped = "onnxsim would hold all of a large model in memory" if case.large else skip_reason(model)
     if skipped is None:
         try:
             return simplify(model, case.feeds)
@@ -259,10 +286,14 @@ def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tupl
     """The finished file counted and run; raises where it is over the budget or does not compute what was trained."""
     model = load_model(path)
     written = survey(model, case.seen.feeding.wishes())
-    _hold_to(case.budget, replace(written.cost, size=bytes_of(path)))
-    session = open_session(path, case.settings.provider, case.settings.threads)
+    _hold_to(case.budget, replace(written.cost, size=bytes_of(path, *external_files(model))))
+    session = open_file(path, model, case.settings.provider, case.settings.threads)
     parity = compare(expected, outputs_of(session, case.feeds), half=case.seen.half)
-    require(parity, "the written file does not compute what was trained", lambda: _where(_dense(case, result), model, case))
+    require(
+        parity,
+        "the written file does not compute what was trained",
+        lambda: _where(case, lambda: (_dense(case, result, case.model), model)),
+    )
     comparison = hold_against(
         case.original, session, (case.seen, written), (str(case.settings.model), str(case.settings.output)),
         case.feeds, case.dataset,

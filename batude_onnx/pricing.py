@@ -23,12 +23,14 @@ from batude_onnx.validation import channel_block
 BLOCKS = 4
 
 
-def terms_of(settings: Settings, model: ir.Model, seen: Survey, feeds: Feeds, metrics: Sequence[str], watch: Watch) -> Terms:
-    """The terms on which ranks are chosen. Raises BudgetError for a budget that makes no sense."""
+def terms_of(
+    settings: Settings, model: ir.Model, seen: Survey, feeds: Feeds, metrics: Sequence[str], watch: Watch, large: bool
+) -> Terms:
+    """The terms on which ranks are chosen; a `large` model is not timed. Raises BudgetError for a budget that makes no sense."""
     times: dict[tuple[str, str], Prices] = {}
     cost = replace(seen.cost, size=bytes_of(settings.model, *external_files(model)))
     if "latency" in metrics:
-        cost, times = _timed(settings, model, seen, sample_of(settings, seen, feeds), cost, watch)
+        cost, times = _timed(settings, model, seen, sample_of(settings, seen, feeds), cost, watch, large)
     budget = parse_budget([settings.budget], cost)
     nodes = layers.nodes_by_key(model)
     if any(limit.metric == "params" and limit.limit < cost.params for limit in budget.limits):
@@ -55,9 +57,11 @@ def sample_of(settings: Settings, seen: Survey, feeds: Feeds) -> Feeds:
 
 
 def _timed(
-    settings: Settings, model: ir.Model, seen: Survey, sample: Feeds, cost: Cost, watch: Watch
+    settings: Settings, model: ir.Model, seen: Survey, sample: Feeds, cost: Cost, watch: Watch, large: bool
 ) -> tuple[Cost, dict[tuple[str, str], Prices]]:
     """`cost` with the time of the whole network, and the prices in ms of every layer by every method."""
+    if large:
+        raise BudgetError("a model this large is run in pieces, so its time cannot be limited: limit params, macs or size")
     if settings.provider != "cpu":
         raise BudgetError(f"the time of single layers cannot be told on {settings.provider}: limit macs instead, in whole blocks")
     times = speed.timed(

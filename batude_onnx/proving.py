@@ -203,9 +203,10 @@ def hold_against(
     feeds: Feeds,
     dataset: Dataset | None,
 ) -> Comparison:
-    """Compare two open models on `feeds` and, where there is one, on the test data; then their speed, one sample at a time."""
+    """Compare two open models on `feeds` and, where there is one, on the test data; then, unless one is run in pieces, their
+    speed, one sample at a time."""
     first, second = surveys
     differences = compare(outputs_of(original, feeds), outputs_of(other, feeds), half=first.half or second.half)
     scores: tuple[dict[str, float], ...] = ({}, {}) if dataset is None else quality(original, other, first.specs, dataset)
-    latency = compare_latency(original, other, first.feeding.first(feeds))
+    latency = compare_latency(original, other, first.feeding.first(feeds)) if original.whole and other.whole else {}
     return Comparison(names[0], names[1], first.cost, second.cost, differences, scores[0], scores[1], latency)

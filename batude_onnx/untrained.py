@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from batude_onnx import calibration, decomposition, layers, pacing
@@ -15,9 +16,10 @@ from batude_onnx.errors import UnsupportedError
 from batude_onnx.loading import preprocess
 from batude_onnx.opening import Case
 from batude_onnx.proving import Feeds, batch_of
-from batude_onnx.records import FactorChain, FloatArray, Site, TrainResult
+from batude_onnx.records import Computed, FactorChain, FloatArray, Site, TrainResult
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Watch
+from batude_onnx.spool import Chains, Spool
 from batude_onnx.training import planning, sensitivity
 from batude_onnx.training.features import Sums
 from batude_onnx.training.planning import Planned
@@ -37,27 +39,40 @@ def factor(site: Site, weight: torch.Tensor, bias: torch.Tensor | None, ranks: t
     return decomposition.method_of(site).factor(weight, bias, site.geometry, ranks, None)
 
 
-def stored(case: Case, sites: Sequence[Site]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Canonical weights, and the biases of those that have one, by key."""
+def as_stored(site: Site, node: ir.Node, ranks: tuple[int, ...]) -> FactorChain:
+    """The chain of a layer by what its node holds."""
+    bias = layers.read_bias(node)
+    return factor(site, torch.from_numpy(layers.read_weight(node)), None if bias is None else torch.from_numpy(bias), ranks)
+
+
+def stored(case: Case, sites: Sequence[Site]) -> Mapping[str, torch.Tensor]:
+    """Canonical weights by key; those of a large model are read each time that they are asked for."""
     nodes = layers.nodes_by_key(case.model)
-    weights = {site.key: torch.from_numpy(layers.read_weight(nodes[site.key]).copy()) for site in sites}
+    weights = Computed(tuple(site.key for site in sites), lambda key: torch.from_numpy(layers.read_weight(nodes[key])))
+    return weights if case.large else dict(weights)
+
+
+def stored_biases(case: Case, sites: Sequence[Site]) -> dict[str, torch.Tensor]:
+    """Of the layers that have one, by key."""
+    nodes = layers.nodes_by_key(case.model)
     biases = {site.key: layers.read_bias(nodes[site.key]) for site in sites}
-    return weights, {key: torch.from_numpy(bias.copy()) for key, bias in biases.items() if bias is not None}
+    return {key: torch.from_numpy(bias) for key, bias in biases.items() if bias is not None}
 
 
 def plan_by_weights(case: Case, watch: Watch) -> Planned:
     """Ranks by the weights alone."""
-    weights, _ = stored(case, case.seen.compressible)
+    weights = stored(case, case.seen.compressible)
     recipe = replace(RECIPES[case.settings.recipe], measures=False)
     planned = planning.plan_layers(case.seen.compressible, weights, case.terms, recipe, {}, planning.unmeasured)
     return pacing.paced(case, planned, watch)
 
 
-def from_weights(case: Case, planned: Planned) -> TrainResult:
-    """Each layer of the plan nearest to what it is in the file."""
-    _, biases = stored(case, planned.sites)
-    by_key, plan = {site.key: site for site in planned.sites}, planned.plan
-    chains = {key: factor(by_key[key], planned.weights[key], biases.get(key), ranks) for key, ranks in plan.chosen().items()}
+def from_weights(case: Case, planned: Planned, spool: Spool) -> TrainResult:
+    """Each layer of the plan nearest to what it is in the file; the chains of a large model lie in `spool`."""
+    nodes, by_key, plan = layers.nodes_by_key(case.model), {site.key: site for site in planned.sites}, planned.plan
+    chains: MutableMapping[str, FactorChain] = Chains(spool) if case.large else {}
+    for key, ranks in plan.chosen().items():
+        chains[key] = as_stored(by_key[key], nodes[key], ranks)
     return TrainResult(plan, chains, {}, {})
 
 
@@ -82,7 +97,7 @@ def plan_by_samples(case: Case, watch: Watch) -> Sampled:
     """
     settings, recipe = case.settings, RECIPES[case.settings.recipe]
     where = settings.provider, settings.threads
-    weights, biases = stored(case, case.seen.compressible)
+    weights, biases = stored(case, case.seen.compressible), stored_biases(case, case.seen.compressible)
     sums = calibration.collect(
         case.model, case.seen.compressible, weights, biases, case.seen.shapes, _samples(case, 2.0, MOMENTS, 1), *where
     )

@@ -87,11 +87,14 @@ def truncate(tensor: Tensor, mode: int, rank: int, vectors: Tensor) -> Tensor:
 def hooi(tensor: Tensor, ranks: tuple[int, int], sweeps: int = 3) -> tuple[Tensor, Tensor]:
     """Factors (g, S/g, R1) and (g, C/g, R2) of the best Tucker-2 approximation found by alternating from the HOSVD.
 
-    De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21(4), 2000: each sweep can only lower the error, and a few suffice.
+    De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21(4), 2000: each sweep can only lower the error, and a few suffice; none
+    where the ranks lose nothing.
     """
     tensor = tensor.double()
     u1, u2 = (_basis(tensor, mode, rank) for mode, rank in enumerate(ranks))
-    for _ in range(sweeps):
+    _, s, c, k = tensor.shape
+    exact = ranks[0] >= min(s, c * k) and ranks[1] >= min(c, s * k)
+    for _ in range(0 if exact else sweeps):
         u1 = _basis(multiply(tensor, u2.mT, 1), 0, ranks[0])
         u2 = _basis(multiply(tensor, u1.mT, 0), 1, ranks[1])
     return u1, u2

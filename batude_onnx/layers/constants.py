@@ -89,11 +89,16 @@ def tensor(root: ir.Value) -> ir.TensorProtocol:
 
 
 def read(root: ir.Value, dtype: ir.DataType | None = None) -> FloatArray:
-    """The values held by a `source`, rounded to `dtype` where it is given, as float32 (float64 stays)."""
-    array = tensor(root).numpy()
-    if dtype is not None:
-        array = array.astype(dtype.numpy())
-    return array if array.dtype == np.float64 else array.astype(np.float32)
+    """A copy of the values held by a `source`, rounded to `dtype` where it is given, as float32 (float64 stays).
+
+    Of a tensor in another file nothing else stays in memory.
+    """
+    held = tensor(root)
+    array = held.numpy()
+    array = array.astype(array.dtype if dtype is None else dtype.numpy())
+    if isinstance(held, ir.ExternalTensor):
+        held.release()
+    return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
 
 
 def store(root: ir.Value, values: FloatArray) -> None:

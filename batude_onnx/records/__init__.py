@@ -4,7 +4,7 @@ A *site* is one node of the graph whose weight may be replaced by a chain of sma
 canonical form, (S, C/groups, *kernel): S output channels, C input channels; a linear layer has an empty kernel.
 """
 
-from batude_onnx.records.arrays import FloatArray
+from batude_onnx.records.arrays import Computed, FloatArray
 from batude_onnx.records.budgets import Alignment, Budget, Cost, Limit, Prices, RankPlan
 from batude_onnx.records.layers import FactorChain, Geometry, LayerSpec, Layout, Site
 from batude_onnx.records.plans import LayerPlan, Outlook, Step, Tried
@@ -25,6 +25,7 @@ __all__ = [
     "Benchmark",
     "Budget",
     "Comparison",
+    "Computed",
     "Cost",
     "Divergence",
     "FactorChain",

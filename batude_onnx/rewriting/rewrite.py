@@ -8,13 +8,15 @@ training has changed. The input model is not touched: a clone is edited.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from batude_onnx.layers import Maker, bias_type, constants, constants_by_name, kind_of, nodes_by_key
 from batude_onnx.records import FactorChain, FloatArray
+
+Keep = Callable[[ir.TensorProtocol], ir.TensorProtocol]
 
 # Before this IR version every initializer is a graph input too.
 INITIALIZERS_APART = 4
@@ -27,12 +29,14 @@ def rewrite(
     weights: Mapping[str, FloatArray] | None = None,
     biases: Mapping[str, FloatArray] | None = None,
     metadata: Mapping[str, str] | None = None,
+    keep: Keep | None = None,
 ) -> ir.Model:
     """A copy of `model` with the layers named in `chains` replaced.
 
     `weights`: new values of other constants, by name, in the shape in which they are stored.
     `biases`: new biases of layers that stay whole, by the layer's key, (S,); a layer without one gets one.
     `metadata`: entries added to the model's metadata_props.
+    `keep`: given each tensor that is in memory once a layer is replaced, it gives the one that stands for it from then on.
     """
     edited = model.clone()
     edited.meta.update(model.meta)
@@ -44,10 +48,19 @@ def rewrite(
         _set_bias(edited, nodes[key], values)
     for key, chain in chains.items():
         _replace(edited, nodes[key], chain)
+        if keep is not None:
+            _keep(edited, keep)
     if (edited.ir_version or 0) < INITIALIZERS_APART:
         _list_as_inputs(edited.graph)
     edited.metadata_props.update(metadata or {})
     return edited
+
+
+def _keep(model: ir.Model, keep: Keep) -> None:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.Tensor):
+                value.const_value = keep(value.const_value)
 
 
 def _set_bias(model: ir.Model, node: ir.Node, values: FloatArray) -> None:

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from batude_onnx.budget import Terms
 from batude_onnx.decomposition import Metric
-from batude_onnx.records import FloatArray, RankPlan, Site
+from batude_onnx.records import Computed, FloatArray, RankPlan, Site
 from batude_onnx.training import formats
 from batude_onnx.training.bcadl import Rules
 from batude_onnx.training.recipe import Recipe
 from batude_onnx.training.rules import damage, share_lost
 from batude_onnx.training.sensitivity import Curve
+
+# Entries of a table of losses that is kept.
+KEPT = 2**16
 
 Measure = Callable[[Sequence[Site], Mapping[str, FloatArray]], Mapping[str, Curve]]
 
@@ -41,7 +44,7 @@ class Planned:
         """Whether the damage to the outputs was measured."""
         return bool(self.curves)
 
-    def damage(self) -> dict[str, FloatArray]:
+    def damage(self) -> Mapping[str, FloatArray]:
         """What truncating each layer does, by its ranks: to the outputs where that was measured, else the share of it lost."""
         return damage(self.sites, self.weights, self.metrics, self.curves)
 
@@ -65,9 +68,17 @@ def plan_layers(
     all layers shrank alike, and once more for what the first plan gives to each. `measure(sites, shares of their energy lost, by
     ranks)` gives the curves of the damage that truncating them does; a recipe that does not measure never calls it.
     """
+    # The tables of all layers may be as large as their weights: large ones are made again when they are asked for.
+    known: dict[tuple[str, str | None], FloatArray] = {}
 
     def lost(site: Site) -> FloatArray:
-        return share_lost(site, weights[site.key], metrics.get(site.key))
+        made = site.key, site.method
+        if made in known:
+            return known[made]
+        table = share_lost(site, weights[site.key], metrics.get(site.key))
+        if table.size <= KEPT:
+            known[made] = table
+        return table
 
     def curves_of(changed: Sequence[Site]) -> Mapping[str, Curve]:
         return measure(changed, {site.key: lost(site) for site in changed}) if recipe.measures else {}
@@ -86,8 +97,9 @@ def plan_layers(
         if changed:
             curves = {**curves, **curves_of(changed)}
             rules, plan = solved(curves)
-    return Planned(list(sites), rules, plan, {site.key: weights[site.key] for site in sites}, recipe, metrics, curves)
+    return Planned(list(sites), rules, plan, weights, recipe, metrics, curves)
 
 
 def _solved(rules: Rules, sites: Sequence[Site], weights: Mapping[str, Tensor]) -> RankPlan:
-    return rules.ranks({site.key: (weights[site.key],) * rules.copies(site.key) for site in sites})
+    keys = tuple(site.key for site in sites)
+    return rules.ranks(Computed(keys, lambda key: (weights[key],) * rules.copies(key)))

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from batude_onnx.budget import Terms, solve_frontier, solve_greedy
 from batude_onnx.decomposition import Metric, linalg, method_of
-from batude_onnx.records import FloatArray, RankPlan, Site
+from batude_onnx.records import Computed, FloatArray, RankPlan, Site
 from batude_onnx.training.bcadl import Copies
 from batude_onnx.training.sensitivity import Curve
 
@@ -46,10 +46,22 @@ def _share_lost(site: Site, weight: Tensor, metric: Metric | None) -> FloatArray
 
 def damage(
     sites: Sequence[Site], weights: Mapping[str, Tensor], metrics: Mapping[str, Metric], curves: Mapping[str, Curve]
-) -> dict[str, FloatArray]:
-    """What each layer's truncation does to the outputs, by its ranks; where that was not measured, the share of it lost."""
-    lost = {site.key: share_lost(site, weights[site.key], metrics.get(site.key)) for site in sites}
-    return {key: curves[key](share) if key in curves else share for key, share in lost.items()}
+) -> Mapping[str, FloatArray]:
+    """What each layer's truncation does to the outputs, by its ranks; where that was not measured, the share of it lost.
+
+    Each table is made when it is asked for.
+    """
+    by_key = {site.key: site for site in sites}
+
+    def made(key: str) -> FloatArray:
+        lost = share_lost(by_key[key], weights[key], metrics.get(key))
+        return curves[key](lost) if key in curves else lost
+
+    return Computed(tuple(by_key), made)
+
+
+def _first(v: Mapping[str, Copies]) -> Mapping[str, Tensor]:
+    return Computed(tuple(v), lambda key: v[key][0])
 
 
 @dataclass(frozen=True)
@@ -110,8 +122,7 @@ class MeasuredRules:
         return 1
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
-        weights = {site.key: v[site.key][0] for site in self.sites}
-        return solve_frontier(self.sites, damage(self.sites, weights, self.metrics, self.curves), self.terms)
+        return solve_frontier(self.sites, damage(self.sites, _first(v), self.metrics, self.curves), self.terms)
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
         site = _site(self.sites, key)

@@ -9,7 +9,7 @@ from batude_onnx.validation.measuring import measure_shapes
 from batude_onnx.validation.memory import peak_memory
 from batude_onnx.validation.parity import compare, require
 from batude_onnx.validation.profiling import Feeds, Kernel, overheads, profile
-from batude_onnx.validation.sessions import Session, open_graph, open_session, run_batched, runtime_version
+from batude_onnx.validation.sessions import Session, open_file, open_graph, open_session, run_batched, runtime_version
 
 __all__ = [
     "Feeds",
@@ -25,6 +25,7 @@ __all__ = [
     "first_divergence",
     "is_classifier",
     "measure_shapes",
+    "open_file",
     "open_graph",
     "open_session",
     "overheads",

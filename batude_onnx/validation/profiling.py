@@ -37,7 +37,7 @@ def profile(model: onnx_ir.Model, feeds: Feeds, provider: str, threads: int | No
     """The kernels of `model` in the order in which they run, from as many runs on `feeds` as fit into `seconds`."""
     with TemporaryDirectory(prefix="batude-onnx-") as folder:
         options = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "profile")}
-        session = open_graph(model, provider, threads, options)
+        session = open_graph(model, provider, threads, extras=options)
         run_times(session, feeds, seconds)
         events = json.loads(session.end_profiling().read_text())
     shortest: dict[tuple[str, str], float] = {}

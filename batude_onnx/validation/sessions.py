@@ -7,7 +7,7 @@ a GPU and then runs on the CPU without an error, so the provider is checked on t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,24 +18,34 @@ import numpy.typing as npt
 import onnx_ir
 
 from batude_onnx.errors import ModelError, RuntimeMissingError
+from batude_onnx.validation.pieces import Pieces, weight_bytes
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Change = Callable[[onnx_ir.Model], onnx_ir.Model]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Where in onnxruntime's own code something was found: a file, a line and a signature.
 SOURCE = re.compile(r"/\S+\.(?:h|cc):\d+ .*?\) ")
 # onnxruntime's log severity for what ends the process only: an error comes as an exception, and would be printed twice.
 FATAL_ONLY = 4
+# Models with more weights than this are run in pieces: whole, onnxruntime takes that and often twice that.
+WHOLE_BYTES = 1_000_000_000
+# A protobuf message ends at 2 GB; some room is left for what is not weights.
+LARGEST_MESSAGE = 1_900_000_000
+SMALL_BYTES = 10_000
+# Where the external data of a model given as bytes lies; weights read as they are stored, not packed for the kernels.
+FOLDER, UNPACKED = "session.model_external_initializers_file_folder_path", "session.disable_prepacking"
 
 
 class Session:
     """One model loaded in onnxruntime.
 
     `provider` is 'cpu' or 'cuda', `threads` the number inside one operator (None: onnxruntime's choice). `input_shapes` has
-    an int for each fixed size, and a str or None for the others.
+    an int for each fixed size, and a str or None for the others. `whole`: all of it is in memory, so that times mean something.
     """
 
-    def __init__(self, native: Any, provider: str, threads: int | None) -> None:
+    def __init__(self, native: Any, provider: str, threads: int | None, *, whole: bool = True) -> None:
+        self.whole = whole
         self._native = native
         self.provider = provider
         self.threads = threads
@@ -49,6 +59,9 @@ class Session:
     def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Outputs by name. A float feed of a float16 input is cast to it. Raises ModelError if onnxruntime cannot run it."""
         ready = {name: array.astype(np.float16) if name in self._half_inputs else array for name, array in feeds.items()}
+        if not self.whole:
+            # What fails in a piece says so itself.
+            return dict(zip(self.output_names, self._native.run(None, ready), strict=True))
         try:
             outputs = self._native.run(None, ready)
         except native_errors() as error:
@@ -74,6 +87,19 @@ def open_session(
     Raises RuntimeMissingError for a missing onnxruntime, an unknown provider, or a provider that is not really there;
     ModelError for a model that onnxruntime rejects.
     """
+    return _open(model, provider, threads, {}, extras=extras)
+
+
+def _open(
+    model: bytes | Path,
+    provider: str,
+    threads: int | None,
+    entries: Mapping[str, str],
+    *,
+    mapped: bool = False,
+    extras: Mapping[str, object] | None = None,
+) -> Session:
+    """`entries`: of onnxruntime's configuration; `mapped`: external weights are read where they lie, and nothing is packed."""
     if provider not in PROVIDERS:
         raise RuntimeMissingError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
     runtime = _onnxruntime(provider)
@@ -86,6 +112,12 @@ def open_session(
         options.intra_op_num_threads = threads
     for name, value in (extras or {}).items():
         setattr(options, name, value)
+    if mapped:
+        options.enable_cpu_mem_arena = False
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        entries = {**entries, UNPACKED: "1"}
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
     source = model if isinstance(model, bytes) else str(model)
     chain = [wanted] if wanted == PROVIDERS["cpu"] else [wanted, PROVIDERS["cpu"]]
     try:
@@ -99,17 +131,74 @@ def open_session(
 
 
 def open_graph(
-    model: onnx_ir.Model, provider: str = "cpu", threads: int | None = None, extras: Mapping[str, object] | None = None
+    model: onnx_ir.Model,
+    provider: str = "cpu",
+    threads: int | None = None,
+    change: Change | None = None,
+    extras: Mapping[str, object] | None = None,
 ) -> Session:
-    """A session of a model in memory, refused as by `open_session`."""
+    """A session of a model in memory, refused as by `open_session`; in pieces where it has more than `WHOLE_BYTES` of weights.
+
+    `change` is given the graph, or each of its pieces when its turn comes, and gives what is run in its place.
+    `extras`: further fields of onnxruntime's SessionOptions, for a graph that is run whole.
+    """
+    changed = change or (lambda piece: piece)
+    if not in_pieces(model):
+        return _open_whole(changed(model), provider, threads, extras=extras)
+
+    def run(piece: onnx_ir.Model, feeds: Arrays) -> dict[str, Any]:
+        return _open_whole(changed(piece), provider, threads, mapped=True).run(feeds)
+
+    return Session(Pieces(model, run), provider, threads, whole=False)
+
+
+def open_file(path: Path, model: onnx_ir.Model, provider: str = "cpu", threads: int | None = None) -> Session:
+    """A session of the file in `path`, from which `model` was read: by `open_session`, or by `open_graph` where it is large."""
+    if not in_pieces(model):
+        return open_session(path, provider, threads)
+    # It is opened as it lies there all the same: of external weights onnxruntime then reads nothing.
+    _open(path, "cpu", threads, {}, mapped=True)
+    return open_graph(model, provider, threads)
+
+
+def in_pieces(model: onnx_ir.Model) -> bool:
+    """Whether a model is too large to be run whole where memory is kept low."""
+    return weight_bytes(model) > WHOLE_BYTES
+
+
+def _open_whole(
+    model: onnx_ir.Model, provider: str, threads: int | None, *, mapped: bool = False, extras: Mapping[str, object] | None = None
+) -> Session:
     held = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    if not any(isinstance(tensor, onnx_ir.ExternalTensor) for tensor in held):
-        return open_session(onnx_ir.to_proto(model).SerializeToString(), provider, threads, extras)
-    # External weights cannot be found from bytes, and may be more than a message can hold.
+    folders = {str(tensor.base_dir) for tensor in held if isinstance(tensor, onnx_ir.ExternalTensor)}
+    apart = sum(tensor.nbytes for tensor in held if isinstance(tensor, onnx_ir.ExternalTensor))
+    if len(folders) <= 1 and weight_bytes(model) - apart < LARGEST_MESSAGE:
+        entries = {FOLDER: folders.pop()} if folders else {}
+        return _open(
+            onnx_ir.to_proto(_with_small_ones(model)).SerializeToString(),
+            provider,
+            threads,
+            entries,
+            mapped=mapped,
+            extras=extras,
+        )
+    # Weights that lie in several folders, or more of them than a message can hold.
     with TemporaryDirectory(prefix="batude-onnx-") as folder:
         path = Path(folder) / "model.onnx"
         onnx_ir.save(model.clone(), path, external_data="weights")
-        return open_session(path, provider, threads, extras)
+        return _open(path, provider, threads, {}, mapped=mapped, extras=extras)
+
+
+def _with_small_ones(model: onnx_ir.Model) -> onnx_ir.Model:
+    """A copy of `model` with small external tensors in memory: of those, shape inference must see the values."""
+    held = model.clone()
+    for graph in held.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, onnx_ir.ExternalTensor) and tensor.nbytes < SMALL_BYTES:
+                value.const_value = onnx_ir.Tensor(tensor.numpy().copy(), tensor.dtype, name=tensor.name)
+                tensor.release()
+    return held
 
 
 def run_batched(session: Session, feeds: Arrays, batch: int) -> dict[str, npt.NDArray[Any]]:

@@ -1,0 +1,1 @@
+"""Models of gigabytes: made, and run through the tool with the memory that it takes."""
