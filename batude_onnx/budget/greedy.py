@@ -55,7 +55,7 @@ def solve_greedy(sites: Sequence[Site], gains: Gains, terms: Terms) -> RankPlan:
         if wanted is not None and wasteful(site, wanted):
             held.setdefault(key, []).append(mode)
             continue
-        if (_cost(site, wanted, terms) >= terms.wholes(site)).any():
+        if not _worth(site, wanted, terms):
             wanted = None
         price = _cost(site, wanted, terms) - _cost(site, ranks, terms)
         if (price > left).any():
@@ -91,4 +91,10 @@ def _first(site: Site, steps: Sequence[Sequence[int]], terms: Terms) -> Choice:
     if not all(steps):
         return None
     smallest = tuple(mode[0] for mode in steps)
-    return smallest if (_cost(site, smallest, terms) < terms.wholes(site)).all() else None
+    return smallest if _worth(site, smallest, terms) else None
+
+
+def _worth(site: Site, ranks: Choice, terms: Terms) -> bool:
+    """Whether a layer costs less factored than whole under every limit, and is no more work."""
+    cheaper = bool((_cost(site, ranks, terms) < terms.wholes(site)).all())
+    return cheaper and terms.price(site, ranks, "macs") <= terms.price(site, None, "macs")

@@ -111,7 +111,9 @@ class Terms:
                 only[tuple(rank - 1 for rank in choice)] = True
             return only
         table, wholes = self.table(site), self.wholes(site).reshape((-1,) + (1,) * len(most))
-        fits = np.asarray((table <= wholes).all(0) & (table < wholes).any(0), dtype=bool)
+        work = self.prices(site, "macs")
+        # Whatever is limited, more work than before is no bargain.
+        fits = np.asarray((table <= wholes).all(0) & (table < wholes).any(0) & (work.ranks <= work.whole), dtype=bool)
         for axis, bound in zip(ranks, most, strict=True):
             fits &= axis >= self.least.get(site.key, 1)
             fits &= np.asarray(self.alignment.fits(axis, bound), dtype=bool)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from batude_onnx.budget import Terms, solve_frontier, solve_greedy
+from batude_onnx.budget import Terms, solve, solve_greedy
 from batude_onnx.decomposition import Metric, linalg, method_of
 from batude_onnx.records import Computed, FloatArray, RankPlan, Site
 from batude_onnx.training.bcadl import Copies
@@ -122,7 +122,7 @@ class MeasuredRules:
         return 1
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
-        return solve_frontier(self.sites, damage(self.sites, _first(v), self.metrics, self.curves), self.terms)
+        return solve(self.sites, damage(self.sites, _first(v), self.metrics, self.curves), self.terms)
 
     def nearest(self, key: str, v: Copies, ranks: tuple[int, ...]) -> Copies:
         site = _site(self.sites, key)
