@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx_ir
 
-from batude_onnx.validation.sessions import open_graph
+from batude_onnx.validation.sessions import open_session
 
 # One channel more than a whole number of any block.
 PROBE = 65
@@ -36,7 +36,8 @@ def channel_block(provider: str) -> int:
     graph = onnx_ir.Graph([data], [out], nodes=[node], initializers=[held], opset_imports={"": 13}, name="probe")
     with TemporaryDirectory(prefix="batude-onnx-") as folder:
         path = Path(folder) / "optimised.onnx"
-        open_graph(onnx_ir.Model(graph, ir_version=8), provider, None, extras={"optimized_model_filepath": str(path)})
+        content = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=8)).SerializeToString()
+        open_session(content, provider, None, {"optimized_model_filepath": str(path)})
         optimised = onnx_ir.load(path)
     sizes = [
         value.shape[0] for value in optimised.graph.initializers.values() if value.shape is not None and len(value.shape) == 4
