@@ -40,6 +40,8 @@ SAMPLING = [
         {"group": 2, "offset_group": 2, "strides": [2, 1], "pads": [1, 1, 1, 0], "kernel_shape": [3, 2]},
     ),
     Case("DeformConv", [X, floats(2, 4, 2, 2, seed=1), floats(2, 8, 5, 6, seed=2)], (19,), {"dilations": [2, 2]}),
+    # An axis of one element has an inside and an outside, too.
+    Case("DeformConv", [X[:, :, :1], floats(2, 4, 3, 3, seed=1), floats(2, 18, 1, 8, seed=2)], (19,), {"pads": [1, 1, 1, 1]}),
 ]
 
 REGIONS = [

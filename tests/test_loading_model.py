@@ -205,6 +205,35 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert "outside of the model's folder" in refusal(path)
 
 
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_a_link_inside_the_folder_is_refused_with_what_to_do(tmp_path: Path, kind: str) -> None:
+    path = saved_external(tmp_path)
+    data = tmp_path / "model.bin"
+    if kind == "hard":
+        (tmp_path / "other.bin").hardlink_to(data)
+    else:
+        data.rename(tmp_path / "other.bin")
+        data.symlink_to("other.bin")
+    assert "put a copy of the file in its place" in refusal(path)
+
+
+def test_a_link_to_a_model_with_external_data_is_refused(tmp_path: Path) -> None:
+    """The data beside the link are another model's: neither those nor the right ones may be read by half of the tool."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "here").mkdir()
+    path, link = saved_external(tmp_path / "real"), tmp_path / "here" / "model.onnx"
+    link.symlink_to(path)
+    assert str(path) in refusal(link)
+    (tmp_path / "here" / "model.bin").write_bytes((tmp_path / "real" / "model.bin").read_bytes())
+    assert str(path) in refusal(link)
+    load_model(path)
+    link.unlink()
+    link.symlink_to(saved(tmp_path / "whole.onnx", conv_bn()))
+    load_model(link)
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    load_model(tmp_path / "folder" / "model.onnx")
+
+
 def test_quantization_annotations_are_refused_not_dropped(tmp_path: Path) -> None:
     model = conv_bn()
     model.graph.quantization_annotation.add().tensor_name = "c"

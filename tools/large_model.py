@@ -4,11 +4,12 @@
     python -m tools.large_model measure build/large.onnx
 
 `measure` runs `batude-onnx inspect` and `compress --budget 1.5x` without data, each in a process of its own, and writes
-results/large-model.json.
+results/large/model.json.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from batude_onnx.report import to_json
 from tools.large.making import Plan, make
 from tools.large.measuring import measured, surroundings
 
-RESULT = Path("results/large-model.json")
+RESULT = Path("results/large/model.json")
 BUDGET = "1.5x"
 
 
@@ -58,7 +59,13 @@ def measure(path: Path, budget: str, output: Path) -> None:
     for name, arguments in runs.items():
         record[name] = found = measured(arguments)
         click.echo(f"{name}: {found['peak_mb']} MB at most, {found['own_peak_mb']} MB of its own, in {found['seconds']} s")
-    output.parent.mkdir(exist_ok=True)
+    verdict = json.loads(written.with_suffix(".json").read_text())
+    record["proved"] = {name: verdict[name] for name in ("surgery", "parity")} | {
+        "before": verdict["comparison"]["cost_original"],
+        "after": verdict["comparison"]["cost_other"],
+        "replaced": len(verdict["ranks"]),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
 
     def save(target: Path) -> None:
         target.write_text(to_json(record) + "\n")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from batude_onnx.budget.allocation import allocate
 from batude_onnx.budget.terms import Terms, plan_of, require_feasible
 from batude_onnx.errors import BudgetError
-from batude_onnx.records import FloatArray, RankPlan, Site
+from batude_onnx.records import Computed, FloatArray, Prices, RankPlan, Site
 
 # losses[key][r1 - 1, r2 - 1]: what a layer loses at these ranks, in one unit for all layers.
 Losses = Mapping[str, FloatArray]
@@ -21,11 +21,17 @@ Losses = Mapping[str, FloatArray]
 def solve(sites: Sequence[Site], losses: Losses, terms: Terms) -> RankPlan:
     """Ranks within all limits of `terms`. Raises BudgetError where there are none."""
     require_feasible(sites, terms)
+    by_key = {site.key: site for site in sites}
+    keys = tuple(by_key)
+
+    def priced(metric: str) -> Mapping[str, Prices]:
+        return Computed(keys, lambda key: terms.prices(by_key[key], metric))
+
     found = allocate(
         losses,
-        {metric: {site.key: terms.prices(site, metric) for site in sites} for metric in terms.metrics},
+        {metric: priced(metric) for metric in terms.metrics},
         dict(zip(terms.metrics, terms.left(sites).tolist(), strict=True)),
-        {site.key: terms.allowed(site) for site in sites},
+        Computed(keys, lambda key: terms.allowed(by_key[key])),
         [site.key for site in sites if not terms.may_stay_whole(site)],
     )
     if found is None:

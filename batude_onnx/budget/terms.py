@@ -20,6 +20,8 @@ from batude_onnx.records import Alignment, Budget, Cost, FloatArray, Prices, Ran
 Choice = tuple[int, ...] | None  # ranks, or None: the layer stays whole
 Mask = npt.NDArray[np.bool_]
 
+# Entries of a table that is kept: the tables of all layers of a large model may be as large as their weights.
+KEPT = 2**16
 # What a file holds of each layer besides its weight: names, attributes, shapes. Only a first guess; the file is measured.
 BYTES_OF_A_LAYER = 250
 
@@ -53,9 +55,12 @@ class Terms:
     def prices(self, site: Site, metric: str) -> Prices:
         """What `site` costs whole and, by its method, at each combination of ranks up to the largest useful ones."""
         key = site.key, site.method, metric
-        if key not in self._held:
-            self._held[key] = self._prices(site, metric)
-        return self._held[key]
+        if key in self._held:
+            return self._held[key]
+        made = self._prices(site, metric)
+        if made.ranks.size <= KEPT:
+            self._held[key] = made
+        return made
 
     def _prices(self, site: Site, metric: str) -> Prices:
         most = method_of(site).max_ranks(site.shape, site.geometry.groups)

@@ -34,7 +34,11 @@ def load_model(path: Path) -> onnx_ir.Model:
     require_sources(proto, path)
     _refuse_what_would_be_lost(proto, path)
     folder = path.resolve().parent
-    for tensor in _external_tensors(proto):
+    external = list(_external_tensors(proto))
+    if external and path.is_symlink():
+        # onnxruntime would look for the data beside the link.
+        raise ModelError(f"{path}: this is a link, and the model has external data: give the path it leads to, {path.resolve()}")
+    for tensor in external:
         _check_external(tensor, folder, path)
     in_order = _check_with_onnx(path)
     try:
@@ -150,6 +154,11 @@ def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
         )
     if not file.is_file():
         raise ModelError(f"{path}: external data file {location!r} (weight {tensor.name!r}) is missing; put it into {folder}")
+    if (folder / location).is_symlink() or file.stat().st_nlink > 1:
+        raise ModelError(
+            f"{path}: external data file {location!r} (weight {tensor.name!r}) is a link, or has a second name by a hard link, "
+            "which ONNX does not read: put a copy of the file in its place"
+        )
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
         needed = -(-prod(tensor.dims) * onnx_ir.DataType(tensor.data_type).bitwidth // 8)

@@ -6,13 +6,13 @@ any time, and of those that are the process's own, sampled twenty times a second
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+from batude_onnx.validation.sessions import runtime_version
 from tools.tables.running import hardware, versions
 
 CHILD = (
@@ -42,7 +42,6 @@ def measured(arguments: list[str]) -> dict[str, object]:
         "peak_mb": int(errors.strip().splitlines()[-1]),
         "own_peak_mb": max(own),
         "seconds": round(time.monotonic() - began, 1),
-        "said": said.strip().splitlines(),
     }
 
 
@@ -60,4 +59,4 @@ def _sample(child: subprocess.Popen[str], own: list[int]) -> None:
 
 def surroundings() -> dict[str, object]:
     """Hardware and versions."""
-    return {"hardware": hardware("cpu"), "versions": versions(), "page_bytes": resource.getpagesize()}
+    return {"hardware": hardware("cpu"), "versions": {**versions(), "onnxruntime": runtime_version()}}

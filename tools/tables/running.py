@@ -76,6 +76,8 @@ def run(row: Row, models: Path, data: Path, results: Path, device: str, watch: W
         model=locate(model.file, models),
         output=output,
         budget=f"{row.metric}={row.budget}",
+        # As in the paper, and for all methods alike: ranks as they come out, whatever suits this machine.
+        rank_multiple=1,
         data=Source(data / f"{model.data}.npz", row.limit),
         epochs=row.epochs,
         recipe=row.method,

@@ -66,10 +66,10 @@ def deformable_convolution(node: NodeView) -> Op:
             # (kh kw, oh, ow), constant along the other axis of both the window and the output.
             place = within.view([-1 if i == axis else 1 for i in range(2)] + [1, 1]) + begin.unsqueeze(other)
             place = place.expand(*kernel, *out).reshape(points, *out)
-            # To [-1, 1] between the centres of the first and the last element.
-            axes.append((place + moved[:, :, axis]) * (2 / max(size - 1, 1)) - 1)
+            # To [-1, 1] between the outer edges of the first and the last element, which an axis of one has, too.
+            axes.append((2 * (place + moved[:, :, axis]) + 1) / size - 1)
         grid = torch.stack(axes[::-1], -1).view(n * shared, points * out[0], out[1], 2)
-        read = F.grid_sample(x.reshape(n * shared, c // shared, *sizes), grid, "bilinear", "zeros", True)
+        read = F.grid_sample(x.reshape(n * shared, c // shared, *sizes), grid, "bilinear", "zeros", False)
         columns = read.view(n, shared, c // shared, points, *out)
         if mask is not None:
             columns = columns * mask.view(n, shared, 1, points, *out)
