@@ -69,7 +69,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
         watch.say("a large model: it is run piece by piece, and how fast it is not measured (batude-onnx validate does)")
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
-    with Spool(settings.output.parent) as spool:
+    with Spool(settings.output.parent, settings.output) as spool:
         result, expected = _compressed(case, watch, began, spool)
         notes = bookkeeping.metadata(case, result.plan, result.chains)
         keep = spool.keep if case.large else None

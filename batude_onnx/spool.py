@@ -19,13 +19,13 @@ FILE = "weights"
 
 
 class Spool:
-    """A folder of its own in `folder`, gone at the end of the `with` block."""
+    """A folder of its own in `folder`, gone at the end of the `with` block; `target` is what cannot be written where it cannot."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, target: Path | None = None) -> None:
         try:
             self._folder = TemporaryDirectory(prefix=".batude-onnx.", dir=folder)
         except OSError as error:
-            raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+            raise OutputError(f"{target or folder}: cannot be written ({error.strerror or error})") from error
         self._end = 0
 
     def __enter__(self) -> Spool:
