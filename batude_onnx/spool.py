@@ -19,7 +19,7 @@ FILE = "weights"
 
 
 class Spool:
-    """A folder of its own in `folder`, gone at the end of the `with` block; `target` is what cannot be written where it cannot."""
+    """A folder of its own in `folder`, gone at the end of the `with` block; errors name `target`."""
 
     def __init__(self, folder: Path, target: Path | None = None) -> None:
         try:
