@@ -20,7 +20,7 @@ space := $(subst ,, )
 plain = $(subst :,-,$(subst /,-,$(subst =,-,$(subst %,pct,$(subst $(space),-,$(strip $(1)))))))
 compressed = build/$(notdir $(basename $(MODEL)))-$(call plain,$(BUDGET))$(if $(EPOCHS),-$(EPOCHS)epochs).onnx
 
-.PHONY: help venv data baseline compress bench-train tables tables-render zoo operators test check clean
+.PHONY: help venv data baseline compress bench bench-train tables tables-render zoo operators test check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,10 @@ compress: $(compressed) ## compress MODEL to BUDGET with DATA, into build/
 
 bench-train: $(ready) ## how fast training is, and what BC-ADL adds
 	@$(bin)/python -m tools.bench_train --device $(DEVICE)
+
+bench: $(ready) ## budgets of MACs and of time on full-size networks, measured on the written files: docs/SPEED.md; ONLY=text
+	@$(bin)/python -m tools.bench_speed run --only '$(ONLY)'
+	@$(bin)/python -m tools.bench_speed render
 
 tables: $(ready) data/cifar10.npz data/cifar10-dev.npz ## run every row of docs/RESULTS.md that has no result yet (hours); ONLY=text DEVICE=cuda
 	@$(bin)/python -m tools.paper_tables run --only '$(ONLY)' --device $(DEVICE)

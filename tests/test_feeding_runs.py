@@ -52,7 +52,7 @@ def several() -> onnx.ModelProto:
 
 
 def test_several_inputs_are_compressed_and_validated(tmp_path: Path) -> None:
-    settings, told = settings_for(saved(several(), tmp_path), tmp_path, "1.2x", metric="macs"), Listener()
+    settings, told = settings_for(saved(several(), tmp_path), tmp_path, "macs=1.2x"), Listener()
     verdict = compress(settings, told)
     check(verdict, settings)
     assert verdict.ranks
