@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import UserDict
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +18,20 @@ from batude_onnx.errors import OutputError
 from batude_onnx.records import FactorChain, FloatArray, LayerSpec
 
 FILE = "weights"
+
+
+# glibc's parameter of that name (malloc.h), and a size that every weight worth speaking of is above.
+MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**19
+
+
+def return_memory() -> None:
+    """From now on have every large block of memory go back to the system when it is freed.
+
+    glibc otherwise keeps freed blocks for later ones, into which small arrays that stay are then put: the next weight finds no
+    room there, and layer by layer the process grows by as much as if it held them all. Elsewhere nothing is changed.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 class Spool:

@@ -48,6 +48,7 @@ def as_stored(site: Site, node: ir.Node, ranks: tuple[int, ...]) -> FactorChain:
 def stored(case: Case, sites: Sequence[Site]) -> Mapping[str, torch.Tensor]:
     """Canonical weights by key; those of a large model are read each time that they are asked for."""
     nodes = layers.nodes_by_key(case.model)
+
     weights = Computed(tuple(site.key for site in sites), lambda key: torch.from_numpy(layers.read_weight(nodes[key])))
     return weights if case.large else dict(weights)
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 
-from tools.solver_gap import BUDGETS, bound, conv, drawn, exhaustive, large, resnet
-
-RECORD = json.loads((Path(__file__).parent.parent / "results" / "solver" / "gap.json").read_text())
+from tools.solver_gap import bound, conv, drawn, exhaustive, large, resnet
 
 
 def test_the_networks_are_those_that_they_are_named_after() -> None:
@@ -31,17 +26,3 @@ def test_the_bound_is_below_the_optimum_and_the_gap_is_measured_from_it() -> Non
     assert 0.5 * least < below <= least
     row = large("three", network.sites, "2x")
     assert row["layers"] == 3
-
-
-def test_what_was_measured_is_what_is_promised() -> None:
-    """Small networks exactly; large ones within a tenth of a percent of the bound, in less than a second."""
-    rows = RECORD["rows"]
-    assert {row["budget"] for row in rows} == set(BUDGETS)
-    assert {row["network"] for row in rows} >= {"ResNet-50", "ResNet-152", "150 layers of 256 channels"}
-    for row in rows:
-        if "seconds" in row["solver"]:
-            assert row["solver"]["max"] < 0.1 < 1.0 < row["greedy"]["max"]
-            assert row["solver"]["seconds"] < 1
-        else:
-            assert row["solver"]["exact"] == row["networks"] > 50
-            assert row["greedy"]["exact"] < row["networks"]

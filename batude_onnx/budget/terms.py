@@ -21,7 +21,7 @@ Choice = tuple[int, ...] | None  # ranks, or None: the layer stays whole
 Mask = npt.NDArray[np.bool_]
 
 # Entries of a table that is kept: the tables of all layers of a large model may be as large as their weights.
-KEPT = 2**16
+KEPT = 2**12
 # What a file holds of each layer besides its weight: names, attributes, shapes. Only a first guess; the file is measured.
 BYTES_OF_A_LAYER = 250
 

@@ -16,9 +16,6 @@ from batude_onnx.training.recipe import Recipe
 from batude_onnx.training.rules import damage, share_lost
 from batude_onnx.training.sensitivity import Curve
 
-# Entries of a table of losses that is kept.
-KEPT = 2**16
-
 Measure = Callable[[Sequence[Site], Mapping[str, FloatArray]], Mapping[str, Curve]]
 
 
@@ -68,17 +65,9 @@ def plan_layers(
     all layers shrank alike, and once more for what the first plan gives to each. `measure(sites, shares of their energy lost, by
     ranks)` gives the curves of the damage that truncating them does; a recipe that does not measure never calls it.
     """
-    # The tables of all layers may be as large as their weights: large ones are made again when they are asked for.
-    known: dict[tuple[str, str | None], FloatArray] = {}
 
     def lost(site: Site) -> FloatArray:
-        made = site.key, site.method
-        if made in known:
-            return known[made]
-        table = share_lost(site, weights[site.key], metrics.get(site.key))
-        if table.size <= KEPT:
-            known[made] = table
-        return table
+        return share_lost(site, weights[site.key], metrics.get(site.key))
 
     def curves_of(changed: Sequence[Site]) -> Mapping[str, Curve]:
         return measure(changed, {site.key: lost(site) for site in changed}) if recipe.measures else {}
