@@ -136,9 +136,9 @@ def render(results: dict[str, dict[str, object]]) -> str:
     for row in ROWS:
         record = results.get(row.name)
         if record is not None:
-            machine, used = record["hardware"], record["versions"]
+            machine, runtime = record["hardware"], record["latency"]["onnxruntime"]  # type: ignore[index]
             lines.append(
-                f"| {row.name} | {machine['cores']} cores, {machine['cpu']} | onnxruntime {used['onnxruntime']} | "  # type: ignore[index]
+                f"| {row.name} | {machine['cores']} cores, {machine['cpu']} | onnxruntime {runtime} | "  # type: ignore[index]
                 f"{record['seconds']:.0f} |"
             )
     return "\n".join(lines) + "\n"
