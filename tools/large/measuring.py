@@ -1,7 +1,8 @@
 """How much memory a command takes: in a process of its own, whose peak the system knows.
 
-Two figures: the peak of all resident pages (`ru_maxrss`), which counts pages of mapped files that the system could drop at
-any time, and of those that are the process's own, sampled twenty times a second.
+Two figures: the peak of all resident pages (VmHWM in /proc), which counts pages of mapped files that the system could drop at
+any time, and of those that are the process's own, sampled twenty times a second. Not `getrusage`, which begins with the peak
+of the process that a command was started from.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from batude_onnx.validation.sessions import runtime_version
 from tools.tables.running import hardware, versions
 
 CHILD = (
-    "import resource, sys\n"
+    "import sys\n"
+    "from pathlib import Path\n"
     "from batude_onnx.cli import main\n"
     "try:\n"
     "    main(sys.argv[1:])\n"
     "finally:\n"
-    "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)\n"
+    "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+    "    print(*(int(line.split()[1]) // 1024 for line in lines if line.startswith('VmHWM')), file=sys.stderr)\n"
 )
 EVERY_S = 0.05
 
