@@ -72,7 +72,7 @@ def _step(text: str, case: Case, planned: Planned, damage: Mapping[str, FloatArr
 def _tried(site: Site, terms: Terms, damage: FloatArray) -> tuple[Tried, ...]:
     """The least damage at some shares of a layer's price."""
     prices = terms.scalar(site)
-    front = frontier(site, damage, prices, terms.allowed(site), whole=False)
+    front = frontier(damage, prices, terms.allowed(site), whole=False)
     found = []
     for share in SHARES:
         index = int(np.searchsorted(front.prices, share * prices.whole, side="right")) - 1

@@ -75,7 +75,7 @@ def fixed_cost(whole: Cost, sites: Sequence[Site]) -> Cost:
 
 def drawn(made: Site, table: FloatArray, metric: str) -> Frontier:
     terms = on(Limit(metric, 0, ""), Cost(0, 0))
-    return frontier(made, table, terms.prices(made, metric), terms.allowed(made))
+    return frontier(table, terms.prices(made, metric), terms.allowed(made))
 
 
 def options(made: Site, metric: str) -> list[Choice]:

@@ -34,8 +34,13 @@ class Options:
 
     def choice(self, index: int) -> Choice:
         """The ranks of an option."""
-        ranks = tuple(int(rank) for rank in self.ranks[index])
-        return ranks if all(ranks) else None
+        return choice_of(self.ranks[index])
+
+
+def choice_of(ranks: Indices) -> Choice:
+    """A row of ranks, of which zeros are the whole layer."""
+    chosen = tuple(int(rank) for rank in ranks)
+    return chosen if all(chosen) else None
 
 
 def options(losses: FloatArray, prices: Sequence[Prices], allowed: Mask | None, whole: bool = True) -> Options:
@@ -87,12 +92,6 @@ def spent(layers: Sequence[Options], chosen: Sequence[int]) -> FloatArray:
 def lost(layers: Sequence[Options], chosen: Sequence[int]) -> float:
     """What they lose together."""
     return float(sum(layer.losses[index] for layer, index in zip(layers, chosen, strict=True)))
-
-
-def least(layers: Sequence[Options]) -> FloatArray:
-    """The least that all layers can cost under each metric alone, (metrics,)."""
-    total: FloatArray = np.sum([layer.prices.min(1) for layer in layers], axis=0)
-    return total
 
 
 def cheapest(layers: Sequence[Options], limits: FloatArray) -> list[int]:

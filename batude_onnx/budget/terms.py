@@ -20,7 +20,7 @@ from batude_onnx.records import Alignment, Budget, Cost, FloatArray, Prices, Ran
 Choice = tuple[int, ...] | None  # ranks, or None: the layer stays whole
 Mask = npt.NDArray[np.bool_]
 
-# Entries of a table that is kept: the tables of all layers of a large model may be as large as their weights.
+# Entries of a table that is kept for good. Of larger ones one layer's are kept at a time: all of them may be as large as a model.
 KEPT = 2**12
 # What a file holds of each layer besides its weight: names, attributes, shapes. Only a first guess; the file is measured.
 BYTES_OF_A_LAYER = 250
@@ -54,36 +54,48 @@ class Terms:
 
     def prices(self, site: Site, metric: str) -> Prices:
         """What `site` costs whole and, by its method, at each combination of ranks up to the largest useful ones."""
-        key = site.key, site.method, metric
-        if key in self._held:
-            return self._held[key]
-        made = self._prices(site, metric)
-        if made.ranks.size <= KEPT:
-            self._held[key] = made
-        return made
+        key, held = (site.key, site.method, metric), self._held
+        if key not in held:
+            made = held[key] = self._prices(site, metric)
+            if made.ranks.size > KEPT:
+                for other in [other for other, one in held.items() if one.ranks.size > KEPT and other[:2] != key[:2]]:
+                    del held[other]
+        return held[key]
 
     def _prices(self, site: Site, metric: str) -> Prices:
         most = method_of(site).max_ranks(site.shape, site.geometry.groups)
-        if metric == "latency":
-            return self.times.get((site.key, str(site.method)), Prices(0.0, np.full(most, np.inf)))
         ranks = tuple(axis + 1 for axis in np.indices(most))
+        return Prices(self._whole(site, metric), np.asarray(self._factored(site, ranks, metric), dtype=np.float64))
+
+    def _whole(self, site: Site, metric: str) -> float:
+        """What a layer costs as it is."""
+        if metric == "latency":
+            return self._times(site).whole
+        if metric == "size":
+            return self.itemsize.get(site.key, 4) * site.params
+        return float(dense_cost(site).of(metric))
+
+    def _factored(self, site: Site, ranks: tuple[Any, ...], metric: str) -> Any:
+        """What it costs at these ranks: numbers, or arrays of them, since a method's cost is a polynomial in the ranks."""
+        if metric == "latency":
+            return self._times(site).ranks[tuple(rank - 1 for rank in ranks)]
+        cost = method_of(site).cost(site, ranks)
         if metric != "size":
-            # A method's cost is a polynomial in the ranks, so arrays pass through it as numbers do.
-            cost = method_of(site).cost(site, ranks)
-            return Prices(dense_cost(site).of(metric), np.asarray(cost.of(metric), dtype=np.float64))
-        each = self.itemsize.get(site.key, 4)
+            return cost.of(metric)
         links = len(method_of(site).outline(site.shape, site.geometry, ranks))
-        weights = np.asarray(method_of(site).cost(site, ranks).params, dtype=np.float64)
-        return Prices(each * site.params, each * weights + (links - 1) * (BYTES_OF_A_LAYER + 4 * len(site.key)))
+        return self.itemsize.get(site.key, 4) * cost.params + (links - 1) * (BYTES_OF_A_LAYER + 4 * len(site.key))
+
+    def _times(self, site: Site) -> Prices:
+        most = method_of(site).max_ranks(site.shape, site.geometry.groups)
+        return self.times.get((site.key, str(site.method)), Prices(0.0, np.full(most, np.inf)))
 
     def price(self, site: Site, choice: Choice, metric: str) -> float:
         """What a layer costs under a choice."""
-        prices = self.prices(site, metric)
-        return float(prices.whole if choice is None else prices.ranks[tuple(rank - 1 for rank in choice)])
+        return float(self._whole(site, metric) if choice is None else self._factored(site, choice, metric))
 
     def fixed(self, sites: Sequence[Site], metric: str) -> float:
         """What the network costs besides `sites`."""
-        return float(self.whole.of(metric) - sum(self.prices(site, metric).whole for site in sites))
+        return float(self.whole.of(metric) - sum(self._whole(site, metric) for site in sites))
 
     def left(self, sites: Sequence[Site]) -> FloatArray:
         """What each limit leaves to `sites`, in the order of the limits."""
@@ -95,7 +107,7 @@ class Terms:
 
     def wholes(self, site: Site) -> FloatArray:
         """What the whole layer costs under all limits."""
-        return np.array([self.prices(site, metric).whole for metric in self.metrics])
+        return np.array([self._whole(site, metric) for metric in self.metrics])
 
     def scalar(self, site: Site) -> Prices:
         """All limits in one: what a layer costs as a share of what each allows, added up; under one limit, its own price."""

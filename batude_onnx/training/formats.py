@@ -33,7 +33,7 @@ def choose(sites: Sequence[Site], losses: Callable[[Site], FloatArray], terms: T
     """
 
     def lost(site: Site) -> float:
-        front = frontier(site, losses(site), terms.scalar(site), terms.allowed(site))
+        front = frontier(losses(site), terms.scalar(site), terms.allowed(site))
         index = int(np.searchsorted(front.prices, allowances[site.key], side="right")) - 1
         return float(front.losses[index]) if index >= 0 else 1.0
 

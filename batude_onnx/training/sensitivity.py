@@ -83,7 +83,7 @@ def measure(
 
 def corners(site: Site, losses: FloatArray, terms: Terms) -> tuple[Frontier, list[int]]:
     """A site's frontier, and where on it truncating the site is tried: by falling rank, none where nothing can be lost."""
-    front = frontier(site, losses, terms.scalar(site), terms.allowed(site))
+    front = frontier(losses, terms.scalar(site), terms.allowed(site))
     there = front.hull[front.losses[front.hull] > LEAST]
     if not len(there):
         return front, []
