@@ -9,25 +9,17 @@ import click
 from batude_onnx.cli.options import (
     console_for,
     guarded,
-    input_options,
-    json_option,
-    provider_option,
-    seed_option,
-    threads_option,
+    running_options,
+    two_models,
 )
 from batude_onnx.records import Given, Wishes
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@two_models
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Samples at a time, for the throughput.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Of each timing.")
-@seed_option
-@provider_option
-@threads_option
-@input_options
-@json_option
+@running_options
 @guarded
 def bench(
     first: Path,

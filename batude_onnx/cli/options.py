@@ -85,35 +85,48 @@ seed_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for scripts.")
 
 
-def data_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What the data are and how they are normalised."""
-    for option in (
-        click.option("--std", callback=numbers, metavar="R,G,B", help="Of uint8 images scaled to 0..1; overrides the file's."),
-        click.option("--mean", callback=numbers, metavar="R,G,B", help="Of uint8 images scaled to 0..1; overrides the file's."),
-        click.option(
-            "--data", type=click.Path(path_type=Path),
-            help=".npz with x_train and, if there are any, y_train, x_test, y_test: uint8 images (N,H,W,C), "
-            "or float32 in the model's own layout.",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+Command = Callable[..., None]
+Option = Callable[[Command], Command]
 
 
-def input_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What inputs are fed where there are no data."""
-    for option in (
-        click.option(
-            "--dim", "dims", multiple=True, callback=texts(read_dims), metavar="NAME=SIZE",
-            help="Size of all dimensions of this name, such as height=640; may be given several times.",
-        ),
-        click.option(
-            "--input", "inputs", multiple=True, callback=texts(read_inputs), metavar="NAME=SHAPE[:LOW..HIGH]",
-            help="What an input is fed where there are no data, such as image=1,3,640,640:0..255 or ids=:0..30000.",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+def together(*options: Option) -> Option:
+    """These as one, in the order in which the help lists them."""
+
+    def apply(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+# What the data are and how they are normalised.
+data_options = together(
+    click.option(
+        "--data", type=click.Path(path_type=Path),
+        help=".npz with x_train and, if there are any, y_train, x_test, y_test: uint8 images (N,H,W,C), "
+        "or float32 in the model's own layout.",
+    ),
+    click.option("--mean", callback=numbers, metavar="R,G,B", help="Of uint8 images scaled to 0..1; overrides the file's."),
+    click.option("--std", callback=numbers, metavar="R,G,B", help="Of uint8 images scaled to 0..1; overrides the file's."),
+)  # fmt: skip
+# What inputs are fed where there are no data.
+input_options = together(
+    click.option(
+        "--input", "inputs", multiple=True, callback=texts(read_inputs), metavar="NAME=SHAPE[:LOW..HIGH]",
+        help="What an input is fed where there are no data, such as image=1,3,640,640:0..255 or ids=:0..30000.",
+    ),
+    click.option(
+        "--dim", "dims", multiple=True, callback=texts(read_dims), metavar="NAME=SIZE",
+        help="Size of all dimensions of this name, such as height=640; may be given several times.",
+    ),
+)  # fmt: skip
+# Two models, one run or held against the other.
+two_models = together(
+    click.argument("first", type=click.Path(path_type=Path)), click.argument("second", type=click.Path(path_type=Path))
+)
+# How two models are run, and how what comes of it is told.
+running_options = together(seed_option, provider_option, threads_option, input_options, json_option)
 
 
 def plain(budget: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from batude_onnx.cli.options import (
     seed_option,
     texts,
     threads_option,
+    together,
 )
 from batude_onnx.records import Wishes
 from batude_onnx.settings import LayerWishes, Settings, Source
@@ -46,7 +47,9 @@ def _least(given: tuple[str, ...]) -> dict[str, int]:
     return found
 
 
-_OPTIONS = (
+# MODEL, and how its ranks are chosen.
+run_options = together(
+    model_option,
     click.option(
         "--budget", multiple=True,
         help="What the file may cost: 2.5x, 40% or 100k (parameters), macs=3x, size=900kB, latency=1.8x or latency=4.5ms; "
@@ -88,13 +91,6 @@ _OPTIONS = (
     threads_option,
     input_options,
 )  # fmt: skip
-
-
-def run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """MODEL, and all of these."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return model_option(command)
 
 
 def settings_of(given: Mapping[str, Any], output: Path, **more: Any) -> Settings:

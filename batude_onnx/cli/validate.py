@@ -10,12 +10,9 @@ from batude_onnx.cli.options import (
     console_for,
     data_options,
     guarded,
-    input_options,
-    json_option,
-    provider_option,
     require_data,
-    seed_option,
-    threads_option,
+    running_options,
+    two_models,
 )
 from batude_onnx.errors import ParityError
 from batude_onnx.records import Given, Wishes
@@ -23,15 +20,10 @@ from batude_onnx.settings import Source
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@two_models
 @data_options
 @click.option("--equal", is_flag=True, help="Fail unless all outputs are equal within rounding.")
-@seed_option
-@provider_option
-@threads_option
-@input_options
-@json_option
+@running_options
 @guarded
 def validate(
     first: Path,
