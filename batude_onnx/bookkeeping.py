@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from batude_onnx.loading import write_atomically
+from batude_onnx.loading import write_text
 from batude_onnx.opening import Case
 from batude_onnx.records import FactorChain, RankPlan, TrainResult, Verdict
 from batude_onnx.report import to_json
@@ -73,8 +73,4 @@ def facts(case: Case, result: TrainResult, seconds: float) -> dict[str, object]:
 
 def write_report(verdict: Verdict, path: Path) -> None:
     """The verdict beside the model."""
-    write_atomically(path, lambda target: _dump(verdict, target))
-
-
-def _dump(verdict: Verdict, target: Path) -> None:
-    target.write_text(to_json(verdict) + "\n")
+    write_text(path, to_json(verdict))

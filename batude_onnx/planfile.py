@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batude_onnx.errors import PlanError
-from batude_onnx.loading import write_atomically
+from batude_onnx.loading import write_text
 from batude_onnx.records import Outlook
 from batude_onnx.report import to_json
 
@@ -31,11 +31,7 @@ def write_plan(outlook: Outlook, path: Path) -> None:
     record = json.loads(to_json(outlook))
     record["layers"] = {layer.pop("key"): layer for layer in record["layers"]}
     record["budget"] = outlook.budget.text
-    write_atomically(path, lambda target: _dump(record, target))
-
-
-def _dump(record: object, target: Path) -> None:
-    target.write_text(json.dumps(record, indent=2) + "\n")
+    write_text(path, json.dumps(record, indent=2))
 
 
 def read_plan(path: Path) -> PlanFile:

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import click
 
-from batude_onnx.loading import write_atomically
+from batude_onnx.loading import write_text
 from batude_onnx.pipeline import bench, compress
 from batude_onnx.report import to_json
 from batude_onnx.settings import Settings
@@ -74,7 +73,7 @@ def run_rows(only: str, again: bool) -> None:
             continue
         click.echo(f"{row.name}: running")
         record = run(row)
-        write_atomically(path, partial(_dump, record))
+        write_text(path, to_json(record))
         click.echo(f"{row.name}: {record['latency']['ratio']:.2f}x as fast")  # type: ignore[index]
 
 
@@ -102,10 +101,6 @@ def run(row: Row) -> dict[str, object]:
         "hardware": hardware("cpu"),
         "versions": versions(),
     }
-
-
-def _dump(record: object, target: Path) -> None:
-    target.write_text(to_json(record) + "\n")
 
 
 @main.command("render")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from batude_onnx.loading import load_model, write_atomically
+from batude_onnx.loading import load_model, write_text
 from batude_onnx.loading.model import external_files
 from batude_onnx.report import to_json
 from tools.large.making import Plan, make
@@ -67,10 +67,7 @@ def measure(path: Path, budget: str, output: Path) -> None:
     }
     output.parent.mkdir(parents=True, exist_ok=True)
 
-    def save(target: Path) -> None:
-        target.write_text(to_json(record) + "\n")
-
-    write_atomically(output, save)
+    write_text(output, to_json(record))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 
 from batude_onnx.budget import Gains, Losses, Terms, allocate, parse_budget, solve, solve_greedy
 from batude_onnx.decomposition import assign, method_of
-from batude_onnx.loading import write_atomically
+from batude_onnx.loading import write_text
 from batude_onnx.records import Cost, FloatArray, Geometry, RankPlan, Site
 from tools.tables.running import hardware, versions
 
@@ -202,11 +202,7 @@ def main(output: Path) -> None:
         rows.append(large(name, sites, budget))
         click.echo(json.dumps(rows[-1]))
     record = {"command": "python -m tools.solver_gap", "hardware": hardware("cpu"), "versions": versions(), "rows": rows}
-    write_atomically(output, lambda target: _write(target, record))
-
-
-def _write(target: Path, record: object) -> None:
-    target.write_text(json.dumps(record, indent=2) + "\n")
+    write_text(output, json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from batude_onnx.loading.dataset import Dataset, holdout, load_dataset, preproce
 from batude_onnx.loading.inputs import InputSpec, input_specs
 from batude_onnx.loading.model import external_files, load_model, without_functions
 from batude_onnx.loading.runs import load_runs
-from batude_onnx.loading.writing import check_writable, data_path, save_model, write_atomically
+from batude_onnx.loading.writing import check_writable, data_path, save_model, write_atomically, write_text
 
 __all__ = [
     "Dataset",
@@ -21,4 +21,5 @@ __all__ = [
     "save_model",
     "without_functions",
     "write_atomically",
+    "write_text",
 ]

@@ -73,6 +73,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """`path` holds `text` afterwards, and a line's end, or what it held before. Raises OutputError."""
+    write_atomically(path, lambda target: _put(target, text))
+
+
+def _put(target: Path, text: str) -> None:
+    target.write_text(text + "\n")
+
+
 def save_model(model: onnx_ir.Model, path: Path, prove: Callable[[Path], None] | None = None) -> None:
     """Writes `model` to `path` whole or not at all.
 

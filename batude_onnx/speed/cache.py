@@ -13,11 +13,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import onnx_ir as ir
 
 from batude_onnx.decomposition import alternatives
+from batude_onnx.errors import OutputError
+from batude_onnx.loading import write_text
 from batude_onnx.records import Site
 from batude_onnx.speed.model import SHARES, SpeedModel
 from batude_onnx.validation import Feeds, cpu_name, runtime_version
@@ -72,8 +73,6 @@ def write(path: Path, times: SpeedModel) -> None:
     held = asdict(times) | {"chains": [(key, method, links) for (key, method), links in times.chains.items()]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as file:
-            json.dump(held, file)
-        Path(file.name).replace(path)
-    except OSError:
+        write_text(path, json.dumps(held))
+    except (OSError, OutputError):
         return

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from batude_onnx.loading.writing import write_atomically
+from batude_onnx.loading import write_text
 from batude_onnx.pipeline import compress
 from batude_onnx.report import to_json
 from batude_onnx.settings import Settings, Source, Watch
@@ -111,8 +111,5 @@ def run(row: Row, models: Path, data: Path, results: Path, device: str, watch: W
     results.mkdir(exist_ok=True)
     path = results / f"{row.name}.json"
 
-    def save(target: Path) -> None:
-        target.write_text(to_json(record) + "\n")
-
-    write_atomically(path, save)
+    write_text(path, to_json(record))
     return path
