@@ -28,6 +28,7 @@ from batude_onnx.pricing import terms_of
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
 from batude_onnx.records import Budget, Given, Wishes
 from batude_onnx.settings import Settings, Source, Watch
+from batude_onnx.spool import return_memory
 from batude_onnx.validation import Session, open_file
 
 
@@ -77,6 +78,8 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     for path in written:
         check_writable(path, settings.model, *data, *external_files(model))
     original = open_file(settings.model, model, settings.provider, settings.threads)
+    if not original.whole:
+        return_memory()
     seen = survey(model, settings.inputs)
     if not seen.compressible:
         distinct = {site.reason: site for site in reversed(seen.sites)}

@@ -76,7 +76,7 @@ def _taken(limit: Limit, found: Latency) -> float:
     return float(found["min_b_ms"]) / limit.limit if limit.ratio is None else limit.ratio / float(found["ratio"])
 
 
-def held(case: Case, session: Session, found: Latency) -> Latency:
+def held(case: Case, session: Session) -> Latency:
     """How fast the finished file is, measured at length. Raises BudgetMissedError where it is not fast enough."""
     limit = next(limit for limit in case.budget.limits if limit.metric == "latency")
     for _ in range(TRIES):

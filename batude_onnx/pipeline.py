@@ -44,7 +44,7 @@ from batude_onnx.records import (
 from batude_onnx.rewriting import rewrite
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.simplify import simplify, skip_reason
-from batude_onnx.spool import Spool, return_memory
+from batude_onnx.spool import Spool
 from batude_onnx.trainable import listed
 from batude_onnx.training.planning import Planned
 from batude_onnx.training.recipe import RECIPES
@@ -66,7 +66,6 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
         raise OutputError(f"{settings.output}: the run's report goes there; give the model another suffix, such as .onnx")
     case = open_case(settings, watch, (settings.output, report))
     if case.large:
-        return_memory()
         watch.say("a large model: it is run piece by piece, and how fast it is not measured (batude-onnx validate does)")
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
@@ -103,8 +102,6 @@ def plan(settings: Settings, watch: Watch | None = None, *, sweep: Sequence[str]
     """
     watch = watch or Watch()
     case = open_case(replace(settings, epochs=0.0, seconds=None), watch, (settings.output,))
-    if case.large:
-        return_memory()
     way = _planned(case, watch)
     planned = way if isinstance(way, Planned) else way.planned
     found = outlook.look(case, planned, sweep, sensitivity, bookkeeping.whole(case, planned.plan, {}))
@@ -302,7 +299,7 @@ def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tupl
         case.feeds, case.dataset,
     )  # fmt: skip
     if "latency" in case.terms.metrics:
-        comparison = replace(comparison, latency=pacing.held(case, session, comparison.latency))
+        comparison = replace(comparison, latency=pacing.held(case, session))
     return parity, comparison
 
 

@@ -14,7 +14,7 @@ from batude_onnx.budget import Terms, parse_budget
 from batude_onnx.decomposition import alternatives
 from batude_onnx.errors import BudgetError
 from batude_onnx.loading import external_files
-from batude_onnx.proving import Feeds, Survey, batch_of
+from batude_onnx.proving import Feeds, Survey
 from batude_onnx.records import Alignment, Cost, Prices
 from batude_onnx.settings import Settings, Watch
 from batude_onnx.validation import channel_block
@@ -50,10 +50,7 @@ def alignment(settings: Settings, metrics: Sequence[str]) -> Alignment:
 
 def sample_of(settings: Settings, seen: Survey, feeds: Feeds) -> Feeds:
     """What a run whose time is limited is fed: so many samples as were asked for, or the batch that the file fixes."""
-    sizes = {spec.name: batch_of(spec) or settings.batch for spec in seen.specs}
-    if any(array.ndim and len(array) < sizes[name] for name, array in feeds.items()):
-        return seen.feeding.values(settings.batch, settings.seed)
-    return {name: array[: sizes[name]] if array.ndim else array for name, array in feeds.items()}
+    return seen.feeding.first(feeds) if settings.batch == 1 else seen.feeding.values(settings.batch, settings.seed)
 
 
 def _timed(

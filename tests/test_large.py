@@ -109,7 +109,7 @@ from batude_onnx.settings import Settings
 from batude_onnx.validation import memory, pieces, sessions
 
 def peak():
-    return memory._now() / 2**20
+    return memory.peak_so_far() / 2**20
 
 sessions.WHOLE_BYTES, pieces.PIECE_BYTES = int(sys.argv[2]), 1_000_000
 path = Path(sys.argv[1])

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from batude_onnx.decomposition import alternatives, method_of
-from batude_onnx.records import FloatArray, Prices, Site
+from batude_onnx.records import FloatArray, Geometry, Prices, Site
 from batude_onnx.speed.attribution import attribute
 from batude_onnx.speed.skeleton import Ranks, skeleton
 from batude_onnx.validation import Feeds, overheads, profile
@@ -52,7 +52,7 @@ class SpeedModel:
         ranks = tuple(axis + 1 for axis in np.indices(most))
         total = np.zeros(most)
         for (shape, geometry), link in zip(method.outline(site.shape, site.geometry, ranks), samples, strict=True):
-            into, out = (blocks(channels, self.block) for channels in (shape[1] * geometry.groups, shape[0]))
+            into, out = ends(shape, geometry, self.block)
             total = total + _time(link, into, out) + self.node
         return Prices(self.whole[site.key] + self.node, total)
 
@@ -65,6 +65,11 @@ class SpeedModel:
 def blocks(channels: npt.ArrayLike, block: int) -> npt.NDArray[np.int64]:
     """How many blocks so many channels fill."""
     return -(-np.asarray(channels, dtype=np.int64) // block)
+
+
+def ends(shape: tuple[int, ...], geometry: Geometry, block: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The blocks that a link's input and output fill; for the sizes of an outline, which may be arrays."""
+    return blocks(shape[1] * geometry.groups, block), blocks(shape[0], block)
 
 
 def measure(
@@ -95,8 +100,8 @@ def measure(
             kept = samples.setdefault((key, str(way.method)), [[] for _ in outlines[key]])
             for link, (shape, geometry), ms in zip(kept, outlines[key], found[key], strict=True):
                 assert ms is not None
-                into, out = (int(blocks(channels, block)) for channels in (shape[1] * geometry.groups, shape[0]))
-                link.append((into, out, ms))
+                into, out = ends(shape, geometry, block)
+                link.append((int(into), int(out), ms))
     count(variants, variants)
     return SpeedModel(fixed, node, block, whole, {key: tuple(map(tuple, links)) for key, links in samples.items()})
 

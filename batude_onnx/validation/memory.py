@@ -23,14 +23,14 @@ def peak_memory(path: Path, feeds: Arrays, provider: str, threads: int | None) -
 
 
 def _peak(path: Path, feeds: dict[str, Any], provider: str, threads: int | None) -> int:
-    before = _now()
+    before = peak_so_far()
     session = open_session(path, provider, threads)
     for _ in range(RUNS):
         session.run(feeds)
-    return _now() - before
+    return peak_so_far() - before
 
 
-def _now() -> int:
+def peak_so_far() -> int:
     """The most memory, in bytes, that this process has held so far."""
     status = Path("/proc/self/status")
     if status.is_file():

@@ -18,13 +18,12 @@ from tools.tables.running import hardware, versions
 
 CHILD = (
     "import sys\n"
-    "from pathlib import Path\n"
     "from batude_onnx.cli import main\n"
+    "from batude_onnx.validation.memory import peak_so_far\n"
     "try:\n"
     "    main(sys.argv[1:])\n"
     "finally:\n"
-    "    lines = Path('/proc/self/status').read_text().splitlines()\n"
-    "    print(*(int(line.split()[1]) // 1024 for line in lines if line.startswith('VmHWM')), file=sys.stderr)\n"
+    "    print(peak_so_far() // 2**20, file=sys.stderr)\n"
 )
 EVERY_S = 0.05
 
