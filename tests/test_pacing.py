@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from batude_onnx import pacing
 from batude_onnx.errors import BudgetError, BudgetMissedError
+from batude_onnx.opening import Case
 from batude_onnx.pipeline import compress, plan
-from batude_onnx.records import Verdict
+from batude_onnx.records import Limit, Verdict
 from batude_onnx.settings import Settings, Watch
 from batude_onnx.speed import cache
 from batude_onnx.speed import model as timing
+from batude_onnx.training.planning import Planned
 from tests.pipelines import check
 
 MODEL = Path("models/resnet20-cifar10.onnx")
@@ -76,6 +80,21 @@ def test_a_limit_that_measuring_never_meets_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(pacing, "_over", lambda *_: 1.001)
     with pytest.raises(BudgetError, match="was not met in 6 rounds of measuring"):
         run(tmp_path, "size=700kB")
+
+
+def test_no_plan_is_measured_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Being over by next to nothing calls for another plan, too: costs go in steps."""
+    plans: list[Mapping[str, object]] = []
+
+    def over(case: Case, limit: Limit, shapes: ir.Model, planned: Planned, watch: Watch) -> float:
+        plans.append(planned.plan.chosen())
+        return 1.0001
+
+    monkeypatch.setattr(pacing, "_over", over)
+    with pytest.raises(BudgetError, match="was not met in 6 rounds of measuring"):
+        run(tmp_path, "latency=1.2x")
+    assert len(plans) == 6
+    assert all(one != other for number, one in enumerate(plans) for other in plans[:number])
 
 
 def test_a_finished_file_that_is_too_slow_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
