@@ -13,8 +13,10 @@ import pytest
 
 from batude_onnx import errors
 from batude_onnx.cli import main
+from tools import bench_speed
 from tools.render_models import render
 from tools.transcript import MARK
+from tools.zoo import rendering as zoo
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -57,6 +59,13 @@ def test_the_transcripts_were_made_by_the_commands_that_they_show() -> None:
 
 def test_the_page_of_the_models_is_rendered_from_their_facts() -> None:
     assert (ROOT / "models" / "README.md").read_text() == render(ROOT / "models")
+
+
+def test_the_pages_of_speed_and_of_real_models_are_rendered_from_committed_results() -> None:
+    for name, page in (("speed", bench_speed.render), ("zoo", zoo.render)):
+        results = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "results" / name).glob("*.json"))}
+        assert results
+        assert (ROOT / "docs" / f"{name.upper()}.md").read_text() == page(results)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)

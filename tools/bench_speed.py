@@ -96,6 +96,7 @@ def run(row: Row) -> dict[str, object]:
         "macs": (found.macs_first, found.macs_other),
         "predicted": verdict.facts["predicted"],
         "seconds": verdict.facts["seconds"],
+        "seed": verdict.facts["seed"],
         "ranks": verdict.ranks,
         "layers": [asdict(layer) for layer in found.layers],
         "hardware": hardware("cpu"),
@@ -127,14 +128,15 @@ def render(results: dict[str, dict[str, object]]) -> str:
         ranks = "default" if row.multiple is None else f"multiples of {row.multiple}"
         head = f"| {row.network} | {row.budget} | {ranks} | {row.threads} |"
         lines.append(f"{head} {_figures(results[row.name]) if row.name in results else 'not run | | | | |'} {row.wanted:.2f} |")
-    lines += ["", "## Evidence", "", "| results/speed/ | hardware | versions | s |", "| --- | --- | --- | --- |"]
+    lines += ["", "## Evidence", "", "| results/speed/ | pairs of runs | seed | hardware | versions | s |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
     for row in ROWS:
         record = results.get(row.name)
         if record is not None:
-            machine, runtime = record["hardware"], record["latency"]["onnxruntime"]  # type: ignore[index]
+            machine, timing, used = record["hardware"], record["latency"], record["versions"]
             lines.append(
-                f"| {row.name} | {machine['cores']} cores, {machine['cpu']} | onnxruntime {runtime} | "  # type: ignore[index]
-                f"{record['seconds']:.0f} |"
+                f"| {row.name} | {timing['runs']} | {record['seed']} | {machine['cores']} cores, {machine['cpu']} | "  # type: ignore[index]
+                f"onnxruntime {timing['onnxruntime']}, torch {used['torch']} | {record['seconds']:.0f} |"  # type: ignore[index]
             )
     return "\n".join(lines) + "\n"
 
