@@ -38,8 +38,10 @@ compress: $(compressed) ## compress MODEL to BUDGET with DATA, into build/
 bench-train: $(ready) ## how fast training is, and what BC-ADL adds
 	@$(bin)/python -m tools.bench_train --device $(DEVICE)
 
-bench: $(ready) ## budgets of MACs and of time on full-size networks, measured on the written files: docs/SPEED.md; ONLY=text
+bench: $(ready) data/cifar10.npz ## budgets of MACs and of time on full-size networks, and peers at equal latency: docs/SPEED.md; ONLY=text
+	@$(bin)/python -m tools.bench_speed make --only '$(ONLY)'
 	@$(bin)/python -m tools.bench_speed run --only '$(ONLY)'
+	@$(bin)/python -m tools.bench_speed measure --only '$(ONLY)'
 	@$(bin)/python -m tools.bench_speed render
 
 tables: $(ready) data/cifar10.npz data/cifar10-dev.npz ## run every row of docs/RESULTS.md that has no result yet (hours); ONLY=text DEVICE=cuda

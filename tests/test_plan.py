@@ -106,6 +106,14 @@ def test_layers_are_left_whole_by_pattern(tmp_path: Path) -> None:
     assert reasons[LARGE] == "as it was asked for"
 
 
+def test_ranks_that_save_nothing_are_kept_if_they_were_asked_for(tmp_path: Path) -> None:
+    """Of the largest layer all ranks: it costs more than before, and the others pay for it."""
+    found = ranks_of(planned(tmp_path, "1.2x", layers=LayerWishes(ranks={"getitem_54": (64, 64)})))
+    assert found["getitem_54"] == (64, 64)
+    with pytest.raises(BudgetError, match="the smallest budget that can be met"):
+        planned(tmp_path, "8x", layers=LayerWishes(ranks={"getitem_54": (64, 64)}))
+
+
 def test_ranks_and_least_ranks_are_kept(tmp_path: Path) -> None:
     wishes = LayerWishes(ranks={"getitem_54": (20, 12), "getitem_51": None}, least={"getitem_4*": 24})
     found = ranks_of(planned(tmp_path, "1.8x", layers=wishes))

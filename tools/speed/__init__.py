@@ -1,0 +1,1 @@
+"""What stands on docs/SPEED.md, and how it is measured."""

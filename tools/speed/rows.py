@@ -1,0 +1,72 @@
+"""Budgets met on full-size networks, measured on the written files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from batude_onnx.pipeline import bench, compress
+from batude_onnx.settings import Settings
+from tools.full_size import NETWORKS, export
+from tools.speed import roofline
+from tools.tables.running import hardware, versions
+
+BUILD = Path("build/speed")
+# The share of the cut in MACs that is to be seen as speed (and for a limit of time, the speed itself).
+SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network under one budget; `multiple`: of ranks, None for what suits the runtime."""
+
+    network: str
+    budget: str
+    multiple: int | None
+    threads: int
+    wanted: float
+
+    @property
+    def name(self) -> str:
+        """Of its file under results/speed/."""
+        ranks = "" if self.multiple is None else f"-multiple{self.multiple}"
+        return f"{self.network}-{self.budget.replace('=', '-')}{ranks}-threads{self.threads}"
+
+
+ROWS = (
+    Row("resnet18", "macs=2.3x", 1, 1, 0.95),
+    Row("resnet18", "macs=2.3x", None, 1, 0.95),
+    Row("resnet18", "macs=2.3x", None, 2, 0.95),
+    Row("resnet50", "macs=2x", None, 1, 0.85),
+    Row("vgg16", "macs=4x", None, 1, 0.9),
+    Row("resnet18", "latency=2x", None, 1, 2.0),
+    Row("resnet20-cifar10", "latency=1.5x", None, 1, 1.5),
+)
+
+
+def run(row: Row) -> dict[str, object]:
+    """Compress and measure one row."""
+    model = Path("models") / f"{row.network}.onnx"
+    if row.network in NETWORKS:
+        model = BUILD / f"{row.network}.onnx"
+        if not model.exists():
+            export(row.network, model)
+    output = BUILD / f"{row.name}.onnx"
+    settings = Settings(model, output, row.budget, threads=row.threads, rank_multiple=row.multiple)
+    verdict = compress(settings)
+    found = bench(model, output, threads=row.threads, seconds=SECONDS)
+    return {
+        "row": asdict(row),
+        "latency": dict(found.latency),
+        "throughput": dict(found.throughput),
+        "memory": found.memory,
+        "macs": (found.macs_first, found.macs_other),
+        "predicted": verdict.facts["predicted"],
+        "seconds": verdict.facts["seconds"],
+        "seed": verdict.facts["seed"],
+        "ranks": verdict.ranks,
+        "layers": [asdict(layer) for layer in found.layers],
+        "roofline": roofline.against(roofline.measure(row.threads), model, output),
+        "hardware": hardware("cpu"),
+        "versions": versions(),
+    }
