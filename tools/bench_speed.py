@@ -8,7 +8,7 @@
 `run`: budgets on full-size networks (with random weights, which serve for speed), compressed without data and run in turns with
 the original (`batude-onnx bench`). `make`: the files of the comparison with peers at equal latency, which are trained, or why
 there can be none; `measure` scores and times them. `run` and `measure` want a machine that does nothing else. Results are one
-JSON file a row under results/speed/; a row that has one is not run again.
+JSON file a row and machine under results/speed/; a row that has one is not run again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
 def run_rows(only: str, again: bool) -> None:
     """Run the rows that have no result yet, one at a time."""
     for row in rows.ROWS:
-        path = RESULTS / "speed" / f"{row.name}.json"
+        path = RESULTS / "speed" / f"{row.name}-{rows.machine()}.json"
         if only not in row.name or (path.exists() and not again):
             continue
         click.echo(f"{row.name}: running")

@@ -202,6 +202,7 @@ def main(output: Path) -> None:
         rows.append(large(name, sites, budget))
         click.echo(json.dumps(rows[-1]))
     record = {"command": "python -m tools.solver_gap", "hardware": hardware("cpu"), "versions": versions(), "rows": rows}
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, json.dumps(record, indent=2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tools.speed import equal, rows
@@ -51,15 +52,24 @@ def render(results: Results) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def _of(row: rows.Row, results: Results) -> dict[str, Mapping[str, Any]]:
+    """What there is of one row, by its name and the machine's."""
+    return {name: record for name, record in results.items() if record.get("row") == asdict(row)}
+
+
 def _budgets(results: Results) -> str:
     lines = []
     for row in rows.ROWS:
-        record = results.get(f"speed/{row.name}")
         ranks = "default" if row.multiple is None else f"multiples of {row.multiple}"
-        found = ["not run", "", "", "", ""] if record is None else _speed(record)
-        lines.append([row.network, row.budget, ranks, str(row.threads), *found, f"{row.wanted:.2f}"])
-    head = ["network", "budget", "ranks", "threads", "MACs", "as fast", "spread", "of the cut", "predicted", "to reach"]
+        for record in _of(row, results).values() or [None]:
+            found = ["not run", "", "", "", "", ""] if record is None else [_processor(record), *_speed(record)]
+            lines.append([row.network, row.budget, ranks, str(row.threads), *found, f"{row.wanted:.2f}"])
+    head = ["network", "budget", "ranks", "threads", "on", "MACs", "as fast", "spread", "of the cut", "predicted", "to reach"]
     return table(head, lines)
+
+
+def _processor(record: Mapping[str, Any]) -> str:
+    return str(record["hardware"]["cpu"]).split(" (")[0]
 
 
 def _speed(record: Mapping[str, Any]) -> list[str]:
@@ -89,21 +99,18 @@ def _equal(results: Results) -> str:
 
 def _roof(results: Results) -> str:
     lines = []
-    for row in rows.ROWS:
-        record = results.get(f"speed/{row.name}", {})
-        if "roofline" not in record:
-            continue
+    for record in (record for row in rows.ROWS for record in _of(row, results).values() if "roofline" in record):
+        row = rows.Row(**record["row"])
         roofs, times = record["roofline"]["layers"], {layer["key"]: layer for layer in record["layers"]}
         shared = [key for key in roofs if key in times]
         before, after = (sum(times[key][f"{which}_ms"] for key in shared) for which in ("first", "other"))
         first, other, fused = (sum(roofs[key][which] for key in shared) for which in ("first", "other", "fused"))
         worst = sorted(shared, key=lambda key: roofs[key]["other"] - times[key]["other_ms"])[:3]
         named = ", ".join(f"`{key}` {times[key]['other_ms']:.3f} for {roofs[key]['other']:.3f}" for key in worst)
-        lines.append(
-            [row.name, f"{before:.2f}", _percent(first / before), f"{after:.2f}", _percent(other / after), f"{fused:.2f}", named]
-        )
-    head = ["row", "layers before, ms", "roofline of it", "after, ms", "roofline of it", "fused, ms", "most is lost in (ms)"]
-    return table(head, lines)
+        shares = [f"{before:.2f}", _percent(first / before), f"{after:.2f}", _percent(other / after), f"{fused:.2f}"]
+        lines.append([row.name, _processor(record), *shares, named])
+    head = ["row", "on", "layers before, ms", "roofline of it", "after, ms", "roofline of it", "fused, ms"]
+    return table([*head, "most is lost in (ms)"], lines)
 
 
 def _solver(found: Sequence[Mapping[str, Any]]) -> str:
@@ -119,8 +126,7 @@ def _solver(found: Sequence[Mapping[str, Any]]) -> str:
 
 def _evidence(results: Results) -> str:
     lines = []
-    for name in (*(f"speed/{row.name}" for row in rows.ROWS), *(f"speed/equal/{row.name}" for row in equal.ROWS), "solver/gap"):
-        record = results.get(name, {})
+    for name, record in results.items():
         if "hardware" not in record:
             continue
         machine, timing = record["hardware"], record.get("latency", {})

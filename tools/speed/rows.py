@@ -28,7 +28,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Of its file under results/speed/."""
+        """With the machine's, that of its file under results/speed/."""
         ranks = "" if self.multiple is None else f"-multiple{self.multiple}"
         return f"{self.network}-{self.budget.replace('=', '-')}{ranks}-threads{self.threads}"
 
@@ -42,6 +42,11 @@ ROWS = (
     Row("resnet18", "latency=2x", None, 1, 2.0),
     Row("resnet20-cifar10", "latency=1.5x", None, 1, 1.5),
 )
+
+
+def machine() -> str:
+    """This processor's name as part of a file's: what is fast on one is not on another, and both are worth knowing."""
+    return str(hardware("cpu")["cpu"]).split(" (")[0].lower().replace(" ", "-")
 
 
 def run(row: Row) -> dict[str, object]:
