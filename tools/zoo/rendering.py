@@ -10,13 +10,13 @@ from tools.zoo.running import RATIO
 
 HEAD = f"""# Real models
 
-Rendered from `results/zoo/*.json` by `make zoo`. Each model is imported (or cut where a node cannot be imported), compressed from
-its weights alone so that the compressible layers' MACs fall {RATIO:g} times, rewritten, simplified and proved in onnxruntime.
-*surgery*: the largest difference that replacing all layers at full rank makes; *parity*: that between the written file and the
-graph with the weights that it stands for; *as fast*: the original's latency over the new one's, one sample; *s*, *MB*: what the
-whole run took, and its peak memory. Inputs are made up by the tool; sizes that a file leaves open are those in use where
-`tools/zoo/models.py` names them, and the tool's own choice where it does not. No row says anything of accuracy: nothing was
-trained and no data were used.
+Rendered from `results/zoo/*.json` by `make zoo`. Each model is imported (or cut where a node cannot be imported), compressed
+from its weights alone so that the compressible layers' MACs fall {RATIO:g} times (their parameters, where sizes in a body are
+not known), rewritten, simplified and proved in onnxruntime. *surgery*: the largest difference that replacing all layers at
+full rank makes; *parity*: that between the written file and the graph with the weights that it stands for; *as fast*: the
+original's latency over the new one's, one sample; *s*, *MB*: what the whole run took, and its peak memory. Inputs are made up
+by the tool; sizes that a file leaves open are those in use where `tools/zoo/models.py` names them, and the tool's own choice
+where it does not. No row says anything of accuracy: nothing was trained and no data were used.
 """
 
 
@@ -40,10 +40,12 @@ def _row(record: dict[str, Any] | None, name: str) -> list[str]:
     spent = [f"{record['seconds']:.0f}", str(record["peak_mb"])]
     if "failed" in record or "refused" in record:
         return [*told, *[""] * 5, *spent, f"**failed**: {record['failed']}" if "failed" in record else record["refused"]]
-    before, after = record["cost"]["macs"], record["macs"]
+    metric = record.get("metric", "macs")
+    before, after = record["cost"][metric], record[metric]
+    cut = f"{before / 1e6:.1f} → {after / 1e6:.1f} M{'' if metric == 'macs' else ' ' + metric}"
     reasons = "; ".join(f"{reason} ({count})" for reason, count in sorted(_short(record["left_alone"]).items()))
     return [
-        *told, f"{before / 1e6:.1f} → {after / 1e6:.1f} M", f"{before / after:.2f}", f"{record['surgery']['max_absolute']:.0e}",
+        *told, cut, f"{before / after:.2f}", f"{record['surgery']['max_absolute']:.0e}",
         f"{record['parity']['max_absolute']:.0e}", f"{record['latency']:.2f}x", *spent, reasons,
     ]  # fmt: skip
 

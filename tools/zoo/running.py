@@ -22,7 +22,7 @@ from batude_onnx.settings import Settings
 from tools.tables.running import hardware, versions
 from tools.zoo.models import Model
 
-# The compressible layers' MACs are divided by this.
+# The compressible layers' MACs (or parameters) are divided by this.
 RATIO = 1.5
 
 
@@ -60,14 +60,20 @@ def _imported(model: ir.Model) -> str:
     return net.refused.splitlines()[0] if net.refused else "whole"
 
 
+def _budget(seen: Survey) -> tuple[str, int]:
+    """MACs, or parameters where MACs cannot be counted (sizes within a body are known to its runs only); and how many."""
+    metric = "macs" if all(site.positions for site in seen.compressible) else "params"
+    within = sum(int(getattr(site, metric)) for site in seen.compressible)
+    return metric, int(seen.cost.of(metric) - within + within / RATIO)
+
+
 def _compressed(wishes: Wishes, path: Path, output: Path, seen: Survey) -> dict[str, Any]:
-    within = sum(site.macs for site in seen.compressible)
-    limit = int(seen.cost.macs - within + within / RATIO)
-    settings = Settings(model=path, output=output, budget=f"macs={limit}", inputs=wishes)
-    verdict = compress(settings)
+    metric, limit = _budget(seen)
+    verdict = compress(Settings(model=path, output=output, budget=f"{metric}={limit}", inputs=wishes))
     surgery = max(verdict.surgery, key=lambda difference: difference.max_absolute)
     parity = max(verdict.parity, key=lambda difference: difference.max_absolute)
     return {
+        "metric": metric,
         "macs": verdict.comparison.cost_other.macs,
         "params": verdict.comparison.cost_other.params,
         "replaced": len(verdict.ranks),
