@@ -10,10 +10,13 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from batude_onnx import errors
 from batude_onnx.cli import main
-from tools import bench_speed
+from batude_onnx.pipeline import compress
+from batude_onnx.settings import Settings
+from tools import adopt_model, bench_speed
 from tools.render_models import render
 from tools.speed import page
 from tools.transcript import MARK
@@ -75,6 +78,25 @@ def test_the_pages_of_speed_and_of_real_models_are_rendered_from_committed_resul
 def test_the_models_are_the_files_that_were_measured(path: Path) -> None:
     facts = json.loads(path.read_text())
     assert hashlib.sha256((path.parent / facts["file"]).read_bytes()).hexdigest() == facts["sha256"]
+
+
+def test_a_model_is_adopted_with_what_its_run_said(tmp_path: Path) -> None:
+    made, folder = tmp_path / "small.onnx", tmp_path / "models"
+    folder.mkdir()
+    verdict = compress(Settings(ROOT / "models" / "resnet20-cifar10.onnx", made, "1.2x", threads=1))
+    report = {"comparison": {"quality_original": {"top1": 91.523}, "quality_other": {"top1": 90.0, "n": 100}}}
+    written = json.loads(made.with_suffix(".json").read_text())
+    written["comparison"] |= report["comparison"]
+    made.with_suffix(".json").write_text(json.dumps(written))
+    told = CliRunner().invoke(adopt_model.main, [str(made), "--folder", str(folder)])
+    assert told.exit_code == 0, told.output
+    facts = json.loads((folder / "small.json").read_text())
+    assert (folder / "small.onnx").read_bytes() == made.read_bytes()
+    assert facts["sha256"] == hashlib.sha256(made.read_bytes()).hexdigest()
+    assert facts["parameters"] == f"269,034 to {verdict.comparison.cost_other.params:,}"
+    assert facts["of_the_original"] == 91.52
+    assert facts["commands"][0].endswith("resnet20-cifar10.onnx --budget 1.2x --seed 0 --threads 1 -o models/small.onnx")
+    assert "| budget | 1.2x |" in (folder / "README.md").read_text()
 
 
 def test_the_models_are_there() -> None:

@@ -3,7 +3,7 @@
     python -m tools.large_model make build/large.onnx [--gigabytes 3]
     python -m tools.large_model measure build/large.onnx
 
-`measure` runs `batude-onnx inspect` and `compress --budget 1.5x` without data, each in a process of its own, and writes
+`measure` runs `batude-onnx inspect`, `plan` and `compress --budget 1.5x` without data, each in a process of its own, and writes
 results/large/model.json.
 """
 
@@ -55,7 +55,12 @@ def measure(path: Path, budget: str, output: Path) -> None:
     size = sum(file.stat().st_size for file in external_files(load_model(path)))
     record: dict[str, object] = {"weights_gb": round(size / 1e9, 3), "budget": budget, **surroundings()}
     written = path.with_name(f"{path.stem}-{budget}.onnx")
-    runs = {"inspect": ["inspect", str(path)], "compress": ["compress", str(path), "--budget", budget, "-o", str(written)]}
+    asked = [str(path), "--budget", budget, "-o"]
+    runs = {
+        "inspect": ["inspect", str(path)],
+        "plan": ["plan", *asked, str(written.with_suffix(".plan.json"))],
+        "compress": ["compress", *asked, str(written)],
+    }
     for name, arguments in runs.items():
         record[name] = found = measured(arguments)
         click.echo(f"{name}: {found['peak_mb']} MB at most, {found['own_peak_mb']} MB of its own, in {found['seconds']} s")

@@ -15,7 +15,9 @@ HEAD = """# Models
 Trained by this project's own tools, for the README's example and for tests. The input is N x 3 x 32 x 32 float32: images scaled
 to 0..1, then mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225. This page is made by
 `python -m tools.render_models`. The network with `dev` in its name is for choosing hyper-parameters: it has not seen the 5,000
-training images on which it is tested (`python -m tools.hold_out data/cifar10.npz data/cifar10-dev.npz`).
+training images on which it is tested (`python -m tools.hold_out data/cifar10.npz data/cifar10-dev.npz`). Networks with a
+budget in their names are what the tool has made of others here (`tools/adopt_model.py`); `batude-onnx validate
+models/resnet20-cifar10.onnx FILE --data data/cifar10.npz` scores them.
 """
 
 
