@@ -204,15 +204,29 @@ def test_the_chain_computes_what_the_dense_layer_computes(name: str, biased: boo
         assert np.abs(output(model, x) - dense).max() > 0.1
 
 
+def test_a_factor_of_full_input_rank_is_left_out_for_nothing() -> None:
+    """Tucker-1 is Tucker-2 of full input rank: the same tensor, one layer less."""
+    weight, geometry = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0)), Geometry((2, 2), (1,) * 4, (1, 1))
+    one, two = (
+        method(name).factor(weight, None, geometry, ranks, None) for name, ranks in (("tucker1", (4,)), ("tucker2", (4, 3)))
+    )
+    torch.testing.assert_close(method("tucker1").reconstruct(one), method("tucker2").reconstruct(two), atol=1e-5, rtol=0)
+    assert [layer.weight.shape for layer in one.layers] == [(4, 3, 3, 3), (8, 4, 1, 1)]
+    assert one.layers[0].geometry == geometry
+    assert one.weights == two.weights - 9
+    lost = (weight.double() - method("tucker1").reconstruct(one)).square().sum()
+    torch.testing.assert_close(method("tucker1").losses(weight, 1, None)[3], lost, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("shape", "groups", "names"),
     [
-        ((6, 5, 3, 3), 1, ["tucker2", "separable"]),
-        ((8, 3, 3, 3), 2, ["tucker2", "separable"]),
-        ((6, 4, 2, 3, 2), 1, ["tucker2", "separable"]),
-        ((7, 6, 5), 1, ["tucker2"]),
-        ((7, 6, 5, 1), 1, ["tucker2"]),
-        ((7, 6, 1, 5), 1, ["tucker2"]),
+        ((6, 5, 3, 3), 1, ["tucker2", "separable", "tucker1"]),
+        ((8, 3, 3, 3), 2, ["tucker2", "separable", "tucker1"]),
+        ((6, 4, 2, 3, 2), 1, ["tucker2", "separable", "tucker1"]),
+        ((7, 6, 5), 1, ["tucker2", "tucker1"]),
+        ((7, 6, 5, 1), 1, ["tucker2", "tucker1"]),
+        ((7, 6, 1, 5), 1, ["tucker2", "tucker1"]),
         ((6, 5, 1, 1), 1, ["svd"]),
         ((6, 11), 1, ["svd"]),
     ],

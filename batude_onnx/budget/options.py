@@ -44,8 +44,8 @@ def choice_of(ranks: Indices) -> Choice:
 
 
 def options(losses: FloatArray, prices: Sequence[Prices], allowed: Mask | None, whole: bool = True) -> Options:
-    """`losses[r1 - 1, r2 - 1, ...]` may go beyond what is priced. Factoring that saves under no metric is left out where the layer
-    may stay as it is (`whole`); so is what another choice betters, where there is one metric."""
+    """`losses[r1 - 1, r2 - 1, ...]` may go beyond what is priced. Factoring that saves under no metric is left out where the
+    layer may stay as it is (`whole`); so is what another choice betters, where there is one metric."""
     shape = prices[0].ranks.shape
     fits: Mask = np.any([one.ranks < one.whole for one in prices], axis=0) if whole else np.ones(shape, dtype=bool)
     if allowed is not None:

@@ -2,6 +2,7 @@
 
 from batude_onnx.decomposition import separable as separable
 from batude_onnx.decomposition import svd as svd
+from batude_onnx.decomposition import tucker1 as tucker1
 from batude_onnx.decomposition import tucker2 as tucker2
 from batude_onnx.decomposition.linalg import Metric
 from batude_onnx.decomposition.registry import (
