@@ -135,7 +135,7 @@ def measure(row: Row) -> dict[str, object]:
     found = validate(MODEL, row.output, Source(DATA), threads=THREADS, seed=SEED)
     return {
         "row": asdict(row),
-        "note": row.note.read_text(),
+        "note": row.note.read_text().strip(),
         "epochs": EPOCHS,
         "seed": SEED,
         "before": {**asdict(found.cost_original), **found.quality_original},
