@@ -95,7 +95,8 @@ def test_a_model_is_adopted_with_what_its_run_said(tmp_path: Path) -> None:
     assert facts["sha256"] == hashlib.sha256(made.read_bytes()).hexdigest()
     assert facts["parameters"] == f"269,034 to {verdict.comparison.cost_other.params:,}"
     assert facts["of_the_original"] == 91.52
-    assert facts["commands"][0].endswith("resnet20-cifar10.onnx --budget 1.2x --seed 0 --threads 1 -o models/small.onnx")
+    threads = json.loads(made.with_suffix(".json").read_text())["facts"]["threads"]
+    assert facts["commands"][0].endswith(f"cifar10.onnx --budget 1.2x --seed 0 --threads {threads} -o models/small.onnx")
     assert "| budget | 1.2x |" in (folder / "README.md").read_text()
 
 
