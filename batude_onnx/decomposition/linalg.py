@@ -55,6 +55,12 @@ def left(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.qr(matrix @ vectors)[0] if tall else vectors, values
 
 
+def tails(values: Tensor) -> Tensor:
+    """The squared norm that each rank leaves out, summed over the stack, of singular `values` (g, k), largest first."""
+    energy = values.square().sum(0)
+    return (energy.sum() - energy.cumsum(0)).clamp_min(0.0)
+
+
 def _basis(tensor: Tensor, mode: int, rank: int) -> Tensor:
     """The `rank` leading vectors of an unfolding, made up to as many where it has fewer columns."""
     vectors = leading(tensor, mode)[0]

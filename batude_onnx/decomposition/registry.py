@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from batude_onnx.records import Cost, FactorChain, Geometry, LayerSpec, Site
 
 Ranks = tuple[int, ...]
 Outline = tuple[tuple[tuple[int, ...], Geometry], ...]
+
+DEPTHWISE = "depthwise: every channel has a kernel of its own, there is nothing to share"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,18 @@ def method_of(site: Site) -> Method:
     if site.method is None:
         raise ValueError(f"{site.key} is left whole: {site.reason}")
     return _METHODS[site.method]
+
+
+def depthwise(shape: tuple[int, ...], groups: int) -> bool:
+    """Whether no channel is mixed with another."""
+    return groups > 1 and shape[1] == 1
+
+
+def has_core(shape: tuple[int, ...], groups: int) -> str | None:
+    """For kernels larger than one point that mix channels: None, or why a layer has no core to share."""
+    if depthwise(shape, groups):
+        return DEPTHWISE
+    return "kernel of one point: nothing for a spatial core" if prod(shape[2:]) == 1 else None
 
 
 def ones(by: Method, site: Site) -> Ranks:

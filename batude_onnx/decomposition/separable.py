@@ -18,7 +18,7 @@ from torch import Tensor
 
 from batude_onnx.decomposition import linalg
 from batude_onnx.decomposition.linalg import Metric
-from batude_onnx.decomposition.registry import Method, Outline, Ranks, assembled, register
+from batude_onnx.decomposition.registry import DEPTHWISE, Method, Outline, Ranks, assembled, depthwise, register
 from batude_onnx.records import Cost, FactorChain, Geometry, Site
 
 NAME = "separable"
@@ -28,8 +28,8 @@ SWEEPS, ITERATIONS = 3, 12
 
 def applies(shape: tuple[int, ...], groups: int) -> str | None:
     """For kernels of two axes and more that mix channels."""
-    if groups > 1 and shape[1] == 1:
-        return "depthwise: every channel has a kernel of its own, there is nothing to share"
+    if depthwise(shape, groups):
+        return DEPTHWISE
     if len(shape) < 4 or shape[2] == 1 or prod(shape[3:]) == 1:
         return "kernel of one axis: nothing to separate"
     return None
@@ -86,8 +86,7 @@ def _dense(b1: Tensor, b2: Tensor) -> Tensor:
 def losses(weight: Tensor, groups: int, metric: Metric | None) -> Tensor:
     """What the nearest tensor of each rank loses of the squared norm."""
     white = linalg.whiten(linalg.stack(weight, groups), metric)
-    energy = linalg.left(_matrix(white, tuple(weight.shape[2:])))[1].square().sum(0)
-    return (energy.sum() - energy.cumsum(0)).clamp_min(0.0)
+    return linalg.tails(linalg.left(_matrix(white, tuple(weight.shape[2:])))[1])
 
 
 def project(weight: Tensor, groups: int, ranks: Ranks, metric: Metric | None) -> Tensor:

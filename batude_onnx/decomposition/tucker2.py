@@ -16,22 +16,13 @@ from torch import Tensor
 
 from batude_onnx.decomposition import linalg
 from batude_onnx.decomposition.linalg import Metric
-from batude_onnx.decomposition.registry import Method, Outline, Ranks, assembled, register
+from batude_onnx.decomposition.registry import Method, Outline, Ranks, assembled, has_core, register
 from batude_onnx.records import Cost, FactorChain, Geometry, Site
 
 NAME = "tucker2"
 MODES = (0, 1)
 # Of the alternating least squares, and of the conjugate gradients within each.
 SWEEPS, ITERATIONS = 3, 12
-
-
-def applies(shape: tuple[int, ...], groups: int) -> str | None:
-    """For kernels larger than one point that mix channels."""
-    if groups > 1 and shape[1] == 1:
-        return "depthwise: every channel has a kernel of its own, there is nothing to share"
-    if prod(shape[2:]) == 1:
-        return "kernel of one point: nothing for a spatial core"
-    return None
 
 
 def max_ranks(shape: tuple[int, ...], groups: int) -> Ranks:
@@ -152,4 +143,4 @@ def reconstruct(chain: FactorChain) -> Tensor:
     return dense.reshape(last.shape[0], first.shape[1], *middle.shape[2:])
 
 
-METHOD = register(Method(NAME, MODES, applies, max_ranks, outline, cost, losses, project, factor, regress, reconstruct))
+METHOD = register(Method(NAME, MODES, has_core, max_ranks, outline, cost, losses, project, factor, regress, reconstruct))
