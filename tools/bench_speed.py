@@ -14,7 +14,6 @@ JSON file a row and machine under results/speed/; a row that has one is not run 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -39,7 +38,7 @@ def main() -> None:
 def run_rows(only: str, again: bool) -> None:
     """Run the rows that have no result yet, one at a time."""
     for row in rows.ROWS:
-        path = RESULTS / "speed" / f"{row.name}-{rows.machine()}.json"
+        path = RESULTS / "speed" / rows.file_name(row)
         if only not in row.name or (path.exists() and not again):
             continue
         click.echo(f"{row.name}: running")
@@ -62,7 +61,7 @@ def make(only: str) -> None:
                 equal.make(row, watch)
             except BudgetError as error:
                 click.echo(f"{row.name}: {error}")
-                write_text(path, to_json({"row": asdict(row), "refused": str(error)}))
+                write_text(path, to_json(equal.refused(row, error)))
 
 
 @main.command("measure")

@@ -19,6 +19,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 from tools.networks import BasicBlock, CifarResNet, cifar_resnet
+from tools.train_baseline import export
 
 STEPS = 7
 
@@ -74,20 +75,6 @@ def pruned(net: CifarResNet, way: Way, share: float) -> CifarResNet:
         ignored_layers=kept,
     ).step()
     return thin
-
-
-def export(net: nn.Module, path: Path) -> None:
-    """Write `net` as ONNX, any batch."""
-    torch.onnx.export(
-        net.eval(),
-        (torch.zeros(2, 3, 32, 32),),
-        path,
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        external_data=False,
-        verbose=False,
-    )
 
 
 def to_speed(net: CifarResNet, way: Way, wanted: float, path: Path, speed: Callable[[Path], float]) -> CifarResNet | None:

@@ -133,14 +133,20 @@ def make(row: Row, watch: Watch) -> None:
 def measure(row: Row) -> dict[str, object]:
     """Score the row's file, and time it in turns with the original."""
     found = validate(MODEL, row.output, Source(DATA), threads=THREADS, seed=SEED)
-    return {
-        "row": asdict(row),
-        "note": row.note.read_text().strip(),
-        "epochs": EPOCHS,
-        "seed": SEED,
-        "before": {**asdict(found.cost_original), **found.quality_original},
-        "after": {**asdict(found.cost_other), **found.quality_other},
-        "latency": found.latency,
-        "hardware": hardware("cpu"),
-        "versions": versions(),
-    }
+    return _record(
+        row,
+        note=row.note.read_text().strip(),
+        before={**asdict(found.cost_original), **found.quality_original},
+        after={**asdict(found.cost_other), **found.quality_other},
+        latency=found.latency,
+    )
+
+
+def refused(row: Row, error: BudgetError) -> dict[str, object]:
+    """Why there can be no such file."""
+    return _record(row, refused=str(error))
+
+
+def _record(row: Row, **found: object) -> dict[str, object]:
+    """`found`, with everything that it depends on."""
+    return {"row": asdict(row), "epochs": EPOCHS, "seed": SEED, **found, "hardware": hardware("cpu"), "versions": versions()}

@@ -62,14 +62,10 @@ def _budgets(results: Results) -> str:
     for row in rows.ROWS:
         ranks = "default" if row.multiple is None else f"multiples of {row.multiple}"
         for record in _of(row, results).values() or [None]:
-            found = ["not run", "", "", "", "", ""] if record is None else [_processor(record), *_speed(record)]
+            found = ["not run", "", "", "", "", ""] if record is None else [rows.processor(record["hardware"]), *_speed(record)]
             lines.append([row.network, row.budget, ranks, str(row.threads), *found, f"{row.wanted:.2f}"])
     head = ["network", "budget", "ranks", "threads", "on", "MACs", "as fast", "spread", "of the cut", "predicted", "to reach"]
     return table(head, lines)
-
-
-def _processor(record: Mapping[str, Any]) -> str:
-    return str(record["hardware"]["cpu"]).split(" (")[0]
 
 
 def _speed(record: Mapping[str, Any]) -> list[str]:
@@ -99,8 +95,8 @@ def _equal(results: Results) -> str:
 
 def _roof(results: Results) -> str:
     lines = []
-    for record in (record for row in rows.ROWS for record in _of(row, results).values() if "roofline" in record):
-        row = rows.Row(**record["row"])
+    measured = ((row, record) for row in rows.ROWS for record in _of(row, results).values() if "roofline" in record)
+    for row, record in measured:
         roofs, times = record["roofline"]["layers"], {layer["key"]: layer for layer in record["layers"]}
         shared = [key for key in roofs if key in times]
         before, after = (sum(times[key][f"{which}_ms"] for key in shared) for which in ("first", "other"))
@@ -108,7 +104,7 @@ def _roof(results: Results) -> str:
         worst = sorted(shared, key=lambda key: roofs[key]["other"] - times[key]["other_ms"])[:3]
         named = ", ".join(f"`{key}` {times[key]['other_ms']:.3f} for {roofs[key]['other']:.3f}" for key in worst)
         shares = [f"{before:.2f}", _percent(first / before), f"{after:.2f}", _percent(other / after), f"{fused:.2f}"]
-        lines.append([row.name, _processor(record), *shares, named])
+        lines.append([row.name, rows.processor(record["hardware"]), *shares, named])
     head = ["row", "on", "layers before, ms", "roofline of it", "after, ms", "roofline of it", "fused, ms"]
     return table([*head, "most is lost in (ms)"], lines)
 
@@ -131,10 +127,12 @@ def _evidence(results: Results) -> str:
             continue
         machine, timing = record["hardware"], record.get("latency", {})
         versions = [f"torch {record['versions']['torch']}", *([f"onnxruntime {timing['onnxruntime']}"] if timing else [])]
-        what = f"{timing['runs']} pairs of runs" if timing else "-"
+        what = [f"{timing['runs']} pairs of runs"] if timing else []
+        if "epochs" in record and timing:
+            what.append(f"{record['after']['n']:,} test images, {record['epochs']:g} epochs")
         on = f"{machine['cores']} cores, {machine['cpu']}"
-        lines.append([name, what, str(record.get("seed", "-")), on, ", ".join(versions)])
-    return table(["results/", "timed", "seed", "hardware", "versions"], lines)
+        lines.append([name, ", ".join(what) or "-", str(record.get("seed", "-")), on, ", ".join(versions)])
+    return table(["results/", "n", "seed", "hardware", "versions"], lines)
 
 
 def _percent(share: float) -> str:

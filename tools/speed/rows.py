@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from tools.speed import roofline
 from tools.tables.running import hardware, versions
 
 BUILD = Path("build/speed")
-# The share of the cut in MACs that is to be seen as speed (and for a limit of time, the speed itself).
 SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network under one budget; `multiple`: of ranks, None for what suits the runtime."""
+    """One network under one budget; `multiple`: of ranks, None for what suits the runtime. `wanted`: the share of the cut in MACs
+    that is to be seen as speed; for a limit of time, the speed itself."""
 
     network: str
     budget: str
@@ -28,7 +29,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """With the machine's, that of its file under results/speed/."""
+        """Of its files, of which those under results/speed/ also bear the processor's."""
         ranks = "" if self.multiple is None else f"-multiple{self.multiple}"
         return f"{self.network}-{self.budget.replace('=', '-')}{ranks}-threads{self.threads}"
 
@@ -44,13 +45,19 @@ ROWS = (
 )
 
 
-def machine() -> str:
-    """This processor's name as part of a file's: what is fast on one is not on another, and both are worth knowing."""
-    return str(hardware("cpu")["cpu"]).split(" (")[0].lower().replace(" ", "-")
+def processor(machine: Mapping[str, object]) -> str:
+    """The name of a machine's processor, as `hardware` tells it, without its instructions."""
+    return str(machine["cpu"]).split(" (")[0]
+
+
+def file_name(row: Row) -> str:
+    """Of a row measured here: what is fast on one processor is not on another, and both are worth knowing."""
+    return f"{row.name}-{processor(hardware('cpu')).lower().replace(' ', '-')}.json"
 
 
 def run(row: Row) -> dict[str, object]:
     """Compress and measure one row."""
+    BUILD.mkdir(parents=True, exist_ok=True)
     model = Path("models") / f"{row.network}.onnx"
     if row.network in NETWORKS:
         model = BUILD / f"{row.network}.onnx"
