@@ -29,6 +29,7 @@ from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
 from batude_onnx.records import Budget, Given, Wishes
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.spool import return_memory
+from batude_onnx.training.recipe import RECIPES
 from batude_onnx.validation import Session, open_file
 
 
@@ -114,7 +115,7 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     terms = replace(
         terms_of(settings, model, seen, feeds, metrics, watch, not original.whole), choices=chosen.choices, least=chosen.least
     )
-    require_feasible(seen.compressible, terms)
+    require_feasible(seen.compressible, terms, RECIPES[settings.recipe].ways)
     return Case(settings, model, seen, terms, dataset, feeds, original, runs)
 
 

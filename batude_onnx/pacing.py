@@ -25,7 +25,7 @@ ROUNDS = 6
 STEP = 1e-6
 # What a plan keeps below a limit of time, so that the finished file holds it in spite of what measurements spread.
 MARGIN = 0.02
-SECONDS, LONG_SECONDS, TRIES = 3.0, 8.0, 4
+SECONDS, LONG_SECONDS, TRIES = 3.0, 8.0, 8
 
 Latency = Mapping[str, float | int | str]
 
@@ -80,10 +80,12 @@ def _taken(limit: Limit, found: Latency) -> float:
 
 
 def held(case: Case, session: Session) -> Latency:
-    """How fast the finished file is, measured at length. Raises BudgetMissedError where it is not fast enough."""
+    """How fast the finished file is, measured at length: the minima of all tries count. Raises BudgetMissedError where it is not
+    fast enough."""
     limit = next(limit for limit in case.budget.limits if limit.metric == "latency")
+    found: Latency = {}
     for _ in range(TRIES):
-        found = compare_latency(case.original, session, _sample(case), runs=2000, seconds=LONG_SECONDS)
+        found = _together(found, compare_latency(case.original, session, _sample(case), runs=2000, seconds=LONG_SECONDS))
         if _taken(limit, found) <= 1:
             return found
     spread = f"spread {100 * float(found['spread']):.0f} %"
@@ -91,6 +93,15 @@ def held(case: Case, session: Session) -> Latency:
         f"the finished file takes {amount(float(found['min_b_ms']), 'latency')}, {float(found['ratio']):.2f}x as fast as the "
         f"original ({spread}), the budget {limit.text!r} allows {amount(limit.limit, 'latency')}; nothing was written"
     )
+
+
+def _together(before: Latency, now: Latency) -> Latency:
+    """Two measurements as one; medians and the spread are of the later."""
+    if not before:
+        return now
+    shortest = {name: min(float(before[name]), float(now[name])) for name in ("min_a_ms", "min_b_ms")}
+    ratio = shortest["min_a_ms"] / shortest["min_b_ms"]
+    return {**now, **shortest, "ratio": ratio, "runs": int(before["runs"]) + int(now["runs"])}
 
 
 def _sample(case: Case) -> Feeds:

@@ -176,7 +176,7 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
     The worse difference of each output comes back.
     """
     sites = case.seen.compressible
-    ways = [decomposition.alternatives(site) if RECIPES[case.settings.recipe].formats else (site,) for site in sites]
+    ways = [RECIPES[case.settings.recipe].ways(site) for site in sites]
     rounds = [{way[0].key: way[min(number, len(way) - 1)] for way in ways} for number in range(max(map(len, ways), default=1))]
     proofs = [differences for sites in rounds for differences in _surgery(case, sites)]
     return tuple(max(same, key=lambda difference: difference.max_absolute) for same in zip(*proofs, strict=True))

@@ -65,6 +65,8 @@ def _timed(
         model, seen.compressible, sample, channel_block(settings.provider), settings.provider, settings.threads,
         partial(watch.count, "timing layers"),
     )  # fmt: skip
+    if not times.steady:
+        watch.say(f"the times of layers drifted by {100 * times.drift:.0f} %: the machine is busy, and they are not kept")
     prices = {}
     for site in (way for layer in seen.compressible for way in alternatives(layer)):
         found = times.prices(site)

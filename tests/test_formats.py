@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from batude_onnx.budget import Terms, require_feasible
 from batude_onnx.decomposition import alternatives, method_of
-from batude_onnx.records import Cost, FloatArray, RankPlan, Site
+from batude_onnx.errors import BudgetError
+from batude_onnx.records import Budget, Cost, FloatArray, Limit, Prices, RankPlan, Site
 from batude_onnx.training import formats, planning
 from batude_onnx.training.compressing import current_weights
 from batude_onnx.training.recipe import RECIPES
@@ -110,3 +112,43 @@ def test_all_layers_that_change_their_method_are_measured_again() -> None:
     silent = replace(recipe, formats=False, measures=False)
     assert planning.plan_layers(sites, weights, few, silent, {}, measure).sites == sites
     assert not measured
+
+
+def timed(limit: float) -> Terms:
+    """A limit of time, under which separable chains can be made small, and no others."""
+    prices = {}
+    for way in (way for made in SITES for way in alternatives(made)):
+        most = method_of(way).max_ranks(way.shape, way.geometry.groups)
+        dear = np.full(most, 0.9)
+        prices[way.key, str(way.method)] = Prices(
+            1.0, np.where(np.arange(most[0]) == 0, 0.2, dear) if way.method == "separable" else dear
+        )
+    budget = Budget((Limit("latency", limit, f"latency={limit}ms"),))
+    return Terms(budget, replace(WHOLE, latency=2.5), prices)
+
+
+def test_a_limit_that_one_method_meets_can_be_met() -> None:
+    ways = RECIPES["default"].ways
+    require_feasible(SITES, timed(1.0), ways)
+    with pytest.raises(BudgetError, match=r"latency=0\.900ms"):
+        require_feasible(SITES, timed(0.8), ways)
+    with pytest.raises(BudgetError, match=r"latency=2\.300ms"):
+        require_feasible(SITES, timed(1.0), RECIPES["paper"].ways)
+    chosen = formats.choose(SITES, losses_in(WEIGHTS), timed(1.0), dict.fromkeys(WEIGHTS, 1.0))
+    assert [made.method for made in chosen] == ["separable", "separable"]
+
+
+def test_layers_change_their_method_where_measuring_calls_for_less_than_it_can_give() -> None:
+    recipe = replace(RECIPES["default"], measures=False)
+    loose = planning.plan_layers(SITES, WEIGHTS, timed(2.4), recipe, {}, planning.unmeasured)
+    assert "tucker2" in [made.method for made in loose.sites]
+    tight = loose.under(timed(1.0))
+    assert [made.method for made in tight.sites] == ["separable", "separable"]
+    assert tight.plan.cost.latency <= 1.0
+
+
+def test_of_two_methods_that_lose_the_same_the_cheaper_is_taken() -> None:
+    """All 4 input channels are needed and 2 of the output: a chain that leaves the input alone says the same with less."""
+    weight = torch.from_numpy(np.einsum("sa,acij->scij", floats(12, 2), floats(2, 4, 3, 3, seed=1)).astype(np.float32))
+    chosen = formats.choose([site("y", (12, 4, 3, 3))], losses_in({"y": weight}), terms(200, Cost(450, 0)), {"y": 200.0})
+    assert [made.method for made in chosen] == ["tucker1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from batude_onnx.decomposition import method_of
 from batude_onnx.loading import load_model
 from batude_onnx.proving import survey
 from batude_onnx.records import Site
-from batude_onnx.speed import cache
+from batude_onnx.speed import cache, timing
 from batude_onnx.speed.attribution import attribute
 from batude_onnx.speed.model import SpeedModel, _time, blocks, ladder, measure
 from batude_onnx.speed.skeleton import skeleton
@@ -130,6 +131,16 @@ def test_times_come_back_from_disk_for_the_same_network_alone(
     ]
     assert place not in others
     assert cache.place(load_model(Path("models/resnet20-cifar10-dev.onnx")), sites, X, block, "cpu", 1) == place
+
+
+@pytest.mark.parametrize("drift", [0.01, 0.2])
+def test_times_of_a_busy_machine_are_not_kept(
+    drift: float, model: ir.Model, sites: list[Site], times: SpeedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cache.FOLDER, str(tmp_path))
+    monkeypatch.setattr(timing, "measure", lambda *_: replace(times, drift=drift))
+    assert speed.timed(model, sites, X, times.block, "cpu", 1, lambda done, total: None).drift == drift
+    assert (cache.read(cache.place(model, sites, X, times.block, "cpu", 1)) is None) == (drift > 0.1)
 
 
 def test_a_damaged_file_is_measured_again(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ The solvers know nothing of what a metric means. They see, for each limit, a tab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -19,6 +19,7 @@ from batude_onnx.records import Alignment, Budget, Cost, FloatArray, Prices, Ran
 
 Choice = tuple[int, ...] | None  # ranks, or None: the layer stays whole
 Mask = npt.NDArray[np.bool_]
+Ways = Callable[[Site], Sequence[Site]]
 
 # Entries of a table that is kept for good. Of larger ones one layer's are kept at a time: all of them may be as large as a model.
 KEPT = 2**12
@@ -41,6 +42,9 @@ class Terms:
     alignment: Alignment = field(default_factory=Alignment)
     choices: Mapping[str, Choice] = field(default_factory=dict)
     least: Mapping[str, int] = field(default_factory=dict)
+    _masks: dict[tuple[str, str | None], npt.NDArray[np.uint8]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _held: dict[tuple[str, str | None, str], Prices] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -63,9 +67,8 @@ class Terms:
         return held[key]
 
     def _prices(self, site: Site, metric: str) -> Prices:
-        most = method_of(site).max_ranks(site.shape, site.geometry.groups)
-        ranks = tuple(axis + 1 for axis in np.indices(most))
-        return Prices(self._whole(site, metric), np.asarray(self._factored(site, ranks, metric), dtype=np.float64))
+        priced = np.asarray(self._factored(site, ranks_of(site), metric), dtype=np.float64)
+        return Prices(self._whole(site, metric), np.broadcast_to(priced, largest(site)))
 
     def _whole(self, site: Site, metric: str) -> float:
         """What a layer costs as it is."""
@@ -86,8 +89,7 @@ class Terms:
         return self.itemsize.get(site.key, 4) * cost.params + (links - 1) * (BYTES_OF_A_LAYER + 4 * len(site.key))
 
     def _times(self, site: Site) -> Prices:
-        most = method_of(site).max_ranks(site.shape, site.geometry.groups)
-        return self.times.get((site.key, str(site.method)), Prices(0.0, np.full(most, np.inf)))
+        return self.times.get((site.key, str(site.method))) or Prices(0.0, np.full(largest(site), np.inf))
 
     def price(self, site: Site, choice: Choice, metric: str) -> float:
         """What a layer costs under a choice."""
@@ -119,14 +121,19 @@ class Terms:
     def allowed(self, site: Site) -> Mask:
         """Which ranks may be taken: worth their price under at least one limit and dearer than the layer under none, aligned,
         none larger than the rest of the core can fill; or the one choice that was made."""
-        most = method_of(site).max_ranks(site.shape, site.geometry.groups)
-        ranks = tuple(axis + 1 for axis in np.indices(most))
+        key, most = (site.key, site.method), largest(site)
+        if key not in self._masks:
+            self._masks[key] = np.packbits(self._allowed(site, most))
+        return np.unpackbits(self._masks[key], count=prod(most)).view(np.bool_).reshape(most)
+
+    def _allowed(self, site: Site, most: tuple[int, ...]) -> Mask:
         if site.key in self.choices:
             choice = self.choices[site.key]
             only = np.zeros(most, dtype=bool)
             if choice is not None:
                 only[tuple(rank - 1 for rank in choice)] = True
             return only
+        ranks = ranks_of(site)
         table, wholes = self.table(site), self.wholes(site).reshape((-1,) + (1,) * len(most))
         work = self.prices(site, "macs")
         # Whatever is limited, more work than before is no bargain.
@@ -134,7 +141,7 @@ class Terms:
         for axis, bound in zip(ranks, most, strict=True):
             fits &= axis >= self.least.get(site.key, 1)
             fits &= np.asarray(self.alignment.fits(axis, bound), dtype=bool)
-        fits &= ~np.broadcast_to(np.asarray(wasteful(site, ranks), dtype=bool), fits.shape)
+        fits &= ~np.asarray(wasteful(site, ranks), dtype=bool)
         return fits
 
     def may_stay_whole(self, site: Site) -> bool:
@@ -142,12 +149,21 @@ class Terms:
         return self.choices.get(site.key) is None
 
 
+def largest(site: Site) -> tuple[int, ...]:
+    """The largest useful rank of each mode."""
+    return method_of(site).max_ranks(site.shape, site.geometry.groups)
+
+
+def ranks_of(site: Site) -> tuple[npt.NDArray[np.int64], ...]:
+    """All ranks of each mode, in arrays that broadcast against each other to every combination."""
+    return tuple(axis + 1 for axis in np.indices(largest(site), sparse=True))
+
+
 def wasteful(site: Site, ranks: tuple[Any, ...]) -> Any:
     """Whether one rank is larger than the rest of the core can fill; for ints, or for arrays of them one rank a mode."""
-    whole = prod(ranks) * prod(site.kernel)
     wasted: Any = False
-    for rank in ranks if len(ranks) > 1 else ():
-        wasted = wasted | (rank > whole // rank)
+    for number, rank in enumerate(ranks if len(ranks) > 1 else ()):
+        wasted = wasted | (rank > prod(ranks[:number] + ranks[number + 1 :]) * prod(site.kernel))
     return wasted
 
 
@@ -158,13 +174,24 @@ def least(site: Site, terms: Terms, metric: str) -> float:
     return min(smallest, prices.whole) if terms.may_stay_whole(site) else smallest
 
 
-def require_feasible(sites: Sequence[Site], terms: Terms) -> None:
+def as_it_is(site: Site) -> Sequence[Site]:
+    """A layer that has its method."""
+    return (site,)
+
+
+def smallest_of(sites: Sequence[Site], terms: Terms, metric: str, ways: Ways = as_it_is) -> float:
+    """The least that the network can cost under one metric, each layer factored in one of its `ways`."""
+    free = [ways(site) if site.key not in terms.choices else (site,) for site in sites]
+    return terms.fixed(sites, metric) + sum(min(least(way, terms, metric) for way in some) for some in free)
+
+
+def require_feasible(sites: Sequence[Site], terms: Terms, ways: Ways = as_it_is) -> None:
     """Raise BudgetError, naming the smallest budget that could be met, where even the smallest ranks everywhere cost too much.
 
-    Each limit is looked at by itself.
+    `ways(site)`: the site with each method that may yet be taken. Each limit is looked at by itself.
     """
     for limit in terms.budget.limits:
-        smallest = terms.fixed(sites, limit.metric) + sum(least(site, terms, limit.metric) for site in sites)
+        smallest = smallest_of(sites, terms, limit.metric, ways)
         if smallest > limit.limit * (1 + 1e-12):
             raise BudgetError(
                 f"budget {limit.text!r} allows {amount(limit.limit, limit.metric)}, but the smallest ranks in every layer "

@@ -12,7 +12,7 @@ and as linear between neighbours where only one of the two changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from batude_onnx.validation import Feeds, overheads, profile
 # Of the largest useful ranks: where the chains are measured. The first of each pair is taken where there is one rank.
 SHARES = ((0.06, 0.06), (0.12, 0.25), (0.25, 0.12), (0.35, 0.35), (0.5, 0.6), (0.6, 0.4), (0.8, 0.8))
 SECONDS = 1.0
+# A machine on which nothing else runs takes as long again within so much.
+STEADY = 0.05
 
 Sample = tuple[int, int, float]  # blocks in, blocks out, ms
 
@@ -34,13 +36,20 @@ Sample = tuple[int, int, float]  # blocks in, blocks out, ms
 @dataclass(frozen=True)
 class SpeedModel:
     """Times in ms of one run. `fixed`: of what no layer can change; `whole`: of each layer as it is, by key; `chains`: of the
-    links of its chain by (key, method), as samples. `block`: the runtime's block of channels. `node`: what a node adds."""
+    links of its chain by (key, method), as samples. `block`: the runtime's block of channels. `node`: what a node adds. `drift`:
+    by what share the untouched network was slower at the end of measuring than at its start, or faster."""
 
     fixed: float
     node: float
     block: int
     whole: Mapping[str, float]
     chains: Mapping[tuple[str, str], tuple[tuple[Sample, ...], ...]]
+    drift: float = 0.0
+
+    @property
+    def steady(self) -> bool:
+        """Whether nothing else seems to have kept the machine busy meanwhile."""
+        return self.drift <= STEADY
 
     def prices(self, site: Site) -> Prices | None:
         """What `site` costs whole and, by its method, at each combination of ranks; None where that could not be told."""
@@ -81,10 +90,7 @@ def measure(
     ways = {site.key: [(way, ladder(way, block)) for way in alternatives(site)] for site in sites}
     tried = {key: [(way, ranks) for way, ladder in choices for ranks in ladder] for key, choices in ways.items()}
     variants = max(map(len, tried.values()), default=0)
-    kernels = profile(model, feeds, provider, threads, SECONDS)
-    times = attribute(model, kernels, dict.fromkeys(tried, 1))
-    whole = {key: links[0] for key, links in times.items() if links[0] is not None}
-    fixed = sum(kernel.ms + node for kernel in kernels) + run - sum(ms + node for ms in whole.values())
+    first = profile(model, feeds, provider, threads, SECONDS)
     samples: dict[tuple[str, str], list[list[Sample]]] = {}
     for number in range(variants):
         count(number, variants)
@@ -103,7 +109,13 @@ def measure(
                 into, out = ends(shape, geometry, block)
                 link.append((int(into), int(out), ms))
     count(variants, variants)
-    return SpeedModel(fixed, node, block, whole, {key: tuple(map(tuple, links)) for key, links in samples.items()})
+    last = {kernel.name: kernel.ms for kernel in profile(model, feeds, provider, threads, SECONDS)}
+    kernels = tuple(replace(kernel, ms=min(kernel.ms, last.get(kernel.name, kernel.ms))) for kernel in first)
+    times = attribute(model, kernels, dict.fromkeys(tried, 1))
+    whole = {key: links[0] for key, links in times.items() if links[0] is not None}
+    fixed = sum(kernel.ms + node for kernel in kernels) + run - sum(ms + node for ms in whole.values())
+    drift = abs(sum(last.values()) / sum(kernel.ms for kernel in first) - 1)
+    return SpeedModel(fixed, node, block, whole, {key: tuple(map(tuple, links)) for key, links in samples.items()}, drift)
 
 
 def ladder(site: Site, block: int) -> list[Ranks]:

@@ -16,10 +16,12 @@ def timed(
     model: ir.Model, sites: Sequence[Site], feeds: Feeds, block: int, provider: str, threads: int | None,
     count: Callable[[int, int], None],
 ) -> SpeedModel:  # fmt: skip
-    """As `measure`, and kept; or what was kept of the same network, run in the same way on the same machine."""
+    """As `measure`, and kept if the machine was steady; or what was kept of the same network, run in the same way on the same
+    machine."""
     place = cache.place(model, sites, feeds, block, provider, threads)
     known = cache.read(place)
     if known is None:
         known = measure(model, sites, feeds, block, provider, threads, count)
-        cache.write(place, known)
+        if known.steady:
+            cache.write(place, known)
     return known

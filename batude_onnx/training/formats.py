@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from batude_onnx.budget import Terms, frontier
+from batude_onnx.budget import Terms, frontier, smallest_of
 from batude_onnx.decomposition import alternatives
 from batude_onnx.records import FloatArray, RankPlan, Site
 
 Allowances = Mapping[str, float]
+
+# Shares of a layer's energy that agree to so many digits are told apart by rounding only: two methods may be the same there.
+DIGITS = 9
 
 
 def alike(sites: Sequence[Site], terms: Terms) -> dict[str, float]:
@@ -29,13 +32,30 @@ def planned(sites: Sequence[Site], plan: RankPlan, terms: Terms) -> dict[str, fl
 def choose(sites: Sequence[Site], losses: Callable[[Site], FloatArray], terms: Terms, allowances: Allowances) -> list[Site]:
     """`sites` with the method that loses least of each layer for what it may cost; one without an allowance stays as it is.
 
-    `losses(site)`: the share of its energy that the site's method loses, by ranks. Where two lose the same, the first one stays.
+    `losses(site)`: the share of its energy that the site's method loses, by ranks. Of two that lose the same the one that costs
+    less is taken, else the first; where an allowance is too small for all, the one that comes nearest to it.
     """
 
-    def lost(site: Site) -> float:
+    def score(site: Site) -> tuple[float, float]:
         front = frontier(losses(site), terms.scalar(site), terms.allowed(site))
         index = int(np.searchsorted(front.prices, allowances[site.key], side="right")) - 1
-        return float(front.losses[index]) if index >= 0 else 1.0
+        if index < 0:
+            return 1.0, float(front.prices[0])
+        lost = front.losses.round(DIGITS)
+        return float(lost[index]), float(front.prices[int((lost <= lost[index]).argmax())])
 
     free = allowances.keys() - terms.choices.keys()
-    return [min(alternatives(site), key=lost) if site.key in free else site for site in sites]
+    return feasible([min(alternatives(site), key=score) if site.key in free else site for site in sites], terms)
+
+
+def feasible(sites: Sequence[Site], terms: Terms) -> list[Site]:
+    """`sites`, or, where no ranks of theirs are small enough for a limit, each with the method that can be made smallest."""
+    tight = [limit for limit in terms.budget.limits if smallest_of(sites, terms, limit.metric) > limit.limit]
+    if not tight:
+        return list(sites)
+
+    def smallest(site: Site) -> float:
+        prices, allowed = terms.scalar(site), terms.allowed(site)
+        return float(prices.ranks[allowed].min()) if allowed.any() else prices.whole
+
+    return [site if site.key in terms.choices else min(alternatives(site), key=smallest) for site in sites]

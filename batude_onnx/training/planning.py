@@ -26,7 +26,7 @@ def unmeasured(sites: Sequence[Site], losses: Mapping[str, FloatArray]) -> dict[
 
 @dataclass(frozen=True)
 class Planned:
-    """Sites with the methods that factor them, the rules by which their ranks are chosen, and the ranks."""
+    """Sites with the methods that factor them, the rules by which their ranks are chosen, and the ranks; what they came of."""
 
     sites: list[Site]
     rules: Rules
@@ -35,6 +35,7 @@ class Planned:
     recipe: Recipe
     metrics: Mapping[str, Metric]
     curves: Mapping[str, Curve]
+    measure: Measure
 
     @property
     def measured(self) -> bool:
@@ -46,7 +47,12 @@ class Planned:
         return damage(self.sites, self.weights, self.metrics, self.curves)
 
     def under(self, terms: Terms) -> Planned:
-        """The ranks of the same layers, by the same methods, under other terms. Raises BudgetError where there are none."""
+        """The ranks of the same layers under other terms, by the same methods unless those cannot be made small enough.
+
+        Raises BudgetError where there are none.
+        """
+        if self.recipe.formats and formats.feasible(self.sites, terms) != self.sites:
+            return plan_layers(self.sites, self.weights, terms, self.recipe, self.metrics, self.measure)
         rules = self.recipe.rules(self.sites, terms, self.metrics, self.curves)
         return replace(self, rules=rules, plan=_solved(rules, self.sites, self.weights))
 
@@ -86,7 +92,7 @@ def plan_layers(
         if changed:
             curves = {**curves, **curves_of(changed)}
             rules, plan = solved(curves)
-    return Planned(list(sites), rules, plan, weights, recipe, metrics, curves)
+    return Planned(list(sites), rules, plan, weights, recipe, metrics, curves, measure)
 
 
 def _solved(rules: Rules, sites: Sequence[Site], weights: Mapping[str, Tensor]) -> RankPlan:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import cos, pi
 
 from batude_onnx.budget import Terms
-from batude_onnx.decomposition import Metric
+from batude_onnx.decomposition import Metric, alternatives
 from batude_onnx.records import Site
 from batude_onnx.training.bcadl import Rules
 from batude_onnx.training.losses import Objective
@@ -86,6 +86,10 @@ class Recipe:
     nesterov: bool = True
     weight_decay: float = 1e-4
     objective: Objective = field(default_factory=Objective)
+
+    def ways(self, site: Site) -> Sequence[Site]:
+        """A compressible site with each method that it may be factored by."""
+        return alternatives(site) if self.formats else (site,)
 
     def penalty_at(self, progress: float) -> float:
         """Lambda at `progress` of BC-ADL."""
