@@ -90,11 +90,8 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     dataset = None
     runs: tuple[Feeds, ...] = ()
     if settings.data is not None and len(seen.specs) > 1:
-        runs = load_runs(settings.data.path, seen.specs, settings.data.limit)
+        runs, seen = with_runs(model, seen, settings.data, settings.inputs)
         watch.say(f"{len(runs):,} runs of {len(seen.specs)} inputs")
-        shapes = {name: Given(array.shape) for name, array in runs[0].items()}
-        settings = replace(settings, inputs=replace(settings.inputs, inputs=shapes))
-        seen = survey(model, settings.inputs)
     elif settings.data is not None and (seen.feeding.taken or seen.feeding.refused):
         dataset = load_data(settings.data, seen)
         seen = sized(model, seen, dataset)
@@ -128,10 +125,20 @@ def _require_device(device: str) -> None:
         raise RuntimeMissingError(f"torch has no device {device!r} here ({reason}); use --device cpu") from error
 
 
+def with_runs(model: ir.Model, seen: Survey, source: Source, wishes: Wishes) -> tuple[tuple[Feeds, ...], Survey]:
+    """The data of a model of several inputs, and the survey with its open sizes as the data have them.
+
+    Raises DataError where they do not fit.
+    """
+    if source.mean or source.std:
+        raise DataError(f"a mean and a deviation are for models of one input, and this one has {len(seen.specs)}: leave them out")
+    runs = load_runs(source.path, seen.specs, source.limit)
+    shapes = {name: Given(array.shape) for name, array in runs[0].items()}
+    return runs, survey(model, replace(wishes, inputs=shapes))
+
+
 def load_data(source: Source, seen: Survey) -> Dataset:
-    """The data held against the model's input and classes; raises DataError where they do not fit."""
-    if len(seen.specs) != 1:
-        raise DataError(f"data can be used with one input, and the model has {len(seen.specs)}: run without --data")
+    """The data held against the classes and the only input of a model; raises DataError where they do not fit."""
     return load_dataset(source.path, seen.specs[0], classes(seen), limit=source.limit, mean=source.mean, std=source.std)
 
 

@@ -25,10 +25,10 @@ from batude_onnx.loading import (
     load_model,
     save_model,
 )
-from batude_onnx.opening import Case, load_data, open_case, report_path, sized
+from batude_onnx.opening import Case, load_data, open_case, report_path, sized, with_runs
 from batude_onnx.planfile import write_plan
 from batude_onnx.pricing import bytes_of
-from batude_onnx.proving import Feeds, Survey, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey
+from batude_onnx.proving import Feeds, Survey, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey, worst_of
 from batude_onnx.records import (
     Benchmark,
     Budget,
@@ -125,25 +125,37 @@ def validate(
     inputs: Wishes | None = None,
     watch: Watch | None = None,
 ) -> Comparison:
-    """Hold `second` against `first`. Raises ParityError where their inputs or outputs are not the same ones."""
+    """Hold `second` against `first`: outputs differ by as much as in the worst of the runs of a model of several inputs.
+
+    Raises ParityError where their inputs or outputs are not the same ones.
+    """
     held: list[Dataset] = []
+    runs: list[Feeds] = []
 
     def see(model: ir.Model, wishes: Wishes | None) -> Survey:
         seen = survey(model, wishes)
         if data is None:
+            return seen
+        if len(seen.specs) > 1:
+            given, seen = with_runs(model, seen, data, wishes or Wishes())
+            runs.extend(given)
             return seen
         held.append(load_data(data, seen))
         return sized(model, seen, held[0])
 
     models, (one, other), sessions = open_two((first, second), provider, threads, inputs, see)
     dataset = held[0] if held else None
-    if dataset is None and one.feeding.taken and watch is not None:
+    if data is None and one.feeding.taken and watch is not None:
         watch.say(one.feeding.taken)
-    feeds = parity_feeds(sessions[0], one, dataset, seed)
-    found = hold_against(*sessions, (one, other), (str(first), str(second)), feeds, dataset)
+    runs = runs or [parity_feeds(sessions[0], one, dataset, seed)]
+    found = hold_against(*sessions, (one, other), (str(first), str(second)), runs, dataset)
+    half = one.half or other.half
     if all(difference.within for difference in found.differences):
         return found
-    return replace(found, divergence=origin_of(*models, feeds, sessions[0], one.half or other.half))
+    for feeds in runs:
+        if (origin := origin_of(*models, feeds, sessions[0], half)) is not None:
+            return replace(found, divergence=origin)
+    return found
 
 
 def bench(
@@ -178,8 +190,7 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
     sites = case.seen.compressible
     ways = [RECIPES[case.settings.recipe].ways(site) for site in sites]
     rounds = [{way[0].key: way[min(number, len(way) - 1)] for way in ways} for number in range(max(map(len, ways), default=1))]
-    proofs = [differences for sites in rounds for differences in _surgery(case, sites)]
-    return tuple(max(same, key=lambda difference: difference.max_absolute) for same in zip(*proofs, strict=True))
+    return worst_of(differences for sites in rounds for differences in _surgery(case, sites))
 
 
 def _surgery(case: Case, sites: Mapping[str, Site]) -> Iterator[tuple[OutputDifference, ...]]:
@@ -296,7 +307,7 @@ def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tupl
     )
     comparison = hold_against(
         case.original, session, (case.seen, written), (str(case.settings.model), str(case.settings.output)),
-        case.feeds, case.dataset,
+        case.runs[:PROVED] or (case.feeds,), case.dataset,
     )  # fmt: skip
     if "latency" in case.terms.metrics:
         comparison = replace(comparison, latency=pacing.held(case, session))

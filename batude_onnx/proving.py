@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from batude_onnx import decomposition, layers
 from batude_onnx.errors import ModelError, ParityError
 from batude_onnx.feeding import Feeding, senseless, settle
 from batude_onnx.loading import Dataset, InputSpec, input_specs, load_model, preprocess
-from batude_onnx.records import Comparison, Cost, Divergence, Site, Wishes
+from batude_onnx.records import Comparison, Cost, Divergence, OutputDifference, Site, Wishes
 from batude_onnx.validation import (
     Session,
     agreement,
@@ -195,18 +195,28 @@ def origin_of(reference: ir.Model, other: ir.Model, feeds: Feeds, session: Sessi
         return None
 
 
+def worst_of(proofs: Iterable[Sequence[OutputDifference]]) -> tuple[OutputDifference, ...]:
+    """Of several comparisons of the same outputs, the worst of each."""
+    return tuple(max(same, key=lambda difference: difference.max_absolute) for same in zip(*proofs, strict=True))
+
+
+def _over_runs(original: Session, other: Session, runs: Sequence[Feeds], half: bool) -> tuple[OutputDifference, ...]:
+    """How the outputs of two models differ, at worst, over `runs`."""
+    return worst_of(compare(outputs_of(original, feeds), outputs_of(other, feeds), half=half) for feeds in runs)
+
+
 def hold_against(
     original: Session,
     other: Session,
     surveys: tuple[Survey, Survey],
     names: tuple[str, str],
-    feeds: Feeds,
+    runs: Sequence[Feeds],
     dataset: Dataset | None,
 ) -> Comparison:
-    """Compare two open models on `feeds` and, where there is one, on the test data; then, unless one is run in pieces, their
-    speed, one sample at a time."""
+    """Compare two open models on `runs` (one at least) and, where there is one, on the test data; then, unless one is run in
+    pieces, their speed, one sample at a time."""
     first, second = surveys
-    differences = compare(outputs_of(original, feeds), outputs_of(other, feeds), half=first.half or second.half)
+    differences = _over_runs(original, other, runs, first.half or second.half)
     scores: tuple[dict[str, float], ...] = ({}, {}) if dataset is None else quality(original, other, first.specs, dataset)
-    latency = compare_latency(original, other, first.feeding.first(feeds)) if original.whole and other.whole else {}
+    latency = compare_latency(original, other, first.feeding.first(runs[0])) if original.whole and other.whole else {}
     return Comparison(names[0], names[1], first.cost, second.cost, differences, scores[0], scores[1], latency)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from batude_onnx.errors import ModelError
+from batude_onnx.errors import DataError, ModelError
 from batude_onnx.pipeline import compress, inspect, validate
 from batude_onnx.records import Given, Wishes
 from batude_onnx.settings import Source
@@ -97,3 +97,35 @@ def test_sizes_in_the_data_come_before_those_that_are_chosen(tmp_path: Path) -> 
     assert validate(path, path, Source(tmp_path / "x.npz"), threads=1, watch=told).cost_other.macs == 12 * 8 * 9 * 8 * 10
     assert told.said == []
     assert inspect(path).cost.macs == 12 * 8 * 9 * 222 * 222
+
+
+def test_data_of_several_inputs_decide_whether_two_models_agree(tmp_path: Path) -> None:
+    first = saved(several(), tmp_path)
+    changed = several()
+    (table,) = [tensor for tensor in changed.graph.initializer if tensor.name == "table"]
+    array = numpy_helper.to_array(table).copy()
+    array[7] += 1
+    table.CopyFrom(numpy_helper.from_array(array, "table"))
+    (tmp_path / "other").mkdir()
+    second = saved(changed, tmp_path / "other")
+    runs = {
+        "ids": np.array([[[1, 2, 3]], [[4, 5, 7]], [[8, 9, 10]]]), "mask": np.ones((3, 1, 3), np.int64),
+        "state": values(3, 2, 1, 12), "rate": np.full(3, 16000),
+    }  # fmt: skip
+    np.savez(tmp_path / "runs.npz", **runs)
+    told = Listener()
+    found = validate(first, second, Source(tmp_path / "runs.npz"), threads=1, watch=told)
+    assert told.said == []
+    assert found.cost_original.macs == 3 * 8 * 12 + 12 * 10
+    # Row 7 of the table is looked up in the second run only.
+    assert found.differences[0].max_absolute > 1e-3
+    assert found.divergence is not None
+    assert found.divergence.node == "g"
+    few = validate(first, second, Source(tmp_path / "runs.npz", 1), threads=1)
+    assert few.differences[0].max_absolute == 0
+    assert few.divergence is None
+    with pytest.raises(DataError, match="are for models of one input, and this one has 4"):
+        validate(first, second, Source(tmp_path / "runs.npz", mean=(0.5,)), threads=1)
+    np.savez(tmp_path / "runs.npz", **{name: array for name, array in runs.items() if name != "rate"})
+    with pytest.raises(DataError, match="wants an array 'rate' whose first axis counts the runs"):
+        validate(first, second, Source(tmp_path / "runs.npz"), threads=1)

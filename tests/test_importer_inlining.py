@@ -283,8 +283,9 @@ def test_a_loop_of_known_length_is_unrolled(limit: bool, rows: bool, opset: int)
     assert net.weight("w").grad is not None
 
 
-def test_a_loop_of_no_steps_gives_its_input() -> None:
-    model = looped(loop(), many=0)
+@pytest.mark.parametrize("many", [0, -2])
+def test_a_loop_of_no_steps_gives_its_input(many: int) -> None:
+    model = looped(loop(), many=many)
     assert_same(model, {"x": X})
 
 

@@ -32,6 +32,7 @@ SAMPLING = [
     Case("GridSample", [floats(1, 2, 3, 4, 5), np.tanh(floats(1, 2, 3, 2, 3))], (20,), {"mode": "linear"}),
     *(Case("AffineGrid", [floats(2, 2, 3), whole(2, 3, 4, 5)], (20,), {"align_corners": aligned}) for aligned in (0, 1)),
     Case("AffineGrid", [floats(2, 3, 4), whole(2, 3, 4, 5, 2)], (20,)),
+    Case("AffineGrid", [floats(2, 3, 4), whole(2, 3, 4, 1, 2)], (20,), {"align_corners": 1}),
     Case("DeformConv", [X, floats(6, 4, 3, 3, seed=1), floats(2, 18, 5, 6, seed=2)], (19, 22)),
     Case(
         "DeformConv",
@@ -50,6 +51,7 @@ REGIONS = [
         for ratio in (0, 2)
     ),
     Case("RoiAlign", [X, ROIS, IMAGES], (16,), {"coordinate_transformation_mode": "output_half_pixel", "spatial_scale": 0.5}),
+    Case("RoiAlign", [X, ROIS[:, [2, 3, 0, 1]], IMAGES], (16,), {"output_height": 2, "output_width": 2}),
     Case(
         "MaxRoiPool",
         [X, np.concatenate([[[0], [1], [1], [0]], ROIS.clip(0)], 1).astype(np.float32)],

@@ -105,7 +105,7 @@ data_options = together(
     click.option(
         "--data", type=click.Path(path_type=Path),
         help=".npz with x_train and, if there are any, y_train, x_test, y_test: uint8 images (N,H,W,C), "
-        "or float32 in the model's own layout.",
+        "or float32 in the model's own layout. For several inputs: one array for each, by name, whose first axis counts runs.",
     ),
     click.option("--mean", callback=numbers, metavar="R,G,B", help="Of uint8 images scaled to 0..1; overrides the file's."),
     click.option("--std", callback=numbers, metavar="R,G,B", help="Of uint8 images scaled to 0..1; overrides the file's."),

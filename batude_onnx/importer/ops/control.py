@@ -35,7 +35,7 @@ def loop(splice: Splice) -> list[ir.Value]:
     steps = splice.known(0) if splice.has(0) else None
     if splice.has(0) and steps is None:
         raise Refusal("its trip count depends on the data, or on a size that the file leaves open", advice)
-    most = None if steps is None else int(steps.reshape(-1)[0])
+    most = None if steps is None else max(int(steps.reshape(-1)[0]), 0)
     go_on = splice.known(1) if splice.has(1) else None
     if splice.has(1) and go_on is None:
         raise Refusal("its condition depends on the data, or on a size that the file leaves open", advice)

@@ -51,8 +51,12 @@ def roi_align(node: NodeView) -> Op:
         for (x1, y1, x2, y2), index in zip(boxes.unbind(0), images.unbind(0), strict=True):
             if not half:
                 x2, y2 = torch.maximum(x2, x1 + 1), torch.maximum(y2, y1 + 1)
-            down = ratio or max(math.ceil(float((y2 - y1).detach()) / height), 1)
-            across = ratio or max(math.ceil(float((x2 - x1).detach()) / width), 1)
+            down = ratio or math.ceil(float((y2 - y1).detach()) / height)
+            across = ratio or math.ceil(float((x2 - x1).detach()) / width)
+            if down <= 0 or across <= 0:
+                # A region turned inside out has no samples.
+                pooled.append(x.new_zeros((x.shape[1], height, width)))
+                continue
             rows = _readers(y1, y2, height, down, x.shape[2])
             columns = _readers(x1, x2, width, across, x.shape[3])
             image = x.index_select(0, index.view(1).long())[0]

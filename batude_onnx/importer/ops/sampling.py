@@ -36,7 +36,18 @@ def grid_sample(node: NodeView) -> Op:
 def affine_grid(node: NodeView) -> Op:
     """theta (N, 2, 3) or (N, 3, 4), size (N, C, *out) -> (N, *out, 2 or 3)."""
     aligned, fixed = node.attr_int("align_corners", 0) != 0, node.integers(1)
-    return lambda theta, size: F.affine_grid(theta, listed(fixed, size), align_corners=aligned)
+
+    def run(theta: Tensor, size: Tensor | None) -> Tensor:
+        sizes = listed(fixed, size)
+        if not aligned or 1 not in sizes[2:]:
+            return F.affine_grid(theta, sizes, align_corners=aligned)
+        # torch puts the only element of an axis in the middle, onnxruntime at the far corner.
+        axes = [torch.linspace(-1 if count > 1 else 1, 1, count).to(theta) for count in sizes[2:]]
+        grid = torch.stack([*torch.meshgrid(*axes, indexing="ij")][::-1], -1).flatten(0, -2)
+        placed = grid @ theta[..., :-1].mT + theta[..., -1].unsqueeze(1)
+        return placed.reshape(len(theta), *sizes[2:], -1)
+
+    return run
 
 
 @op("DeformConv", 19, 22, learned=(1, 3))
