@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from batude_onnx.budget import Terms, budget_metrics, require_feasible
+from batude_onnx.budget import Terms, budget_metrics
 from batude_onnx.choosing import choose_layers, with_methods
 from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, RuntimeMissingError
 from batude_onnx.loading import (
@@ -29,7 +29,6 @@ from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
 from batude_onnx.records import Budget, Given, Wishes
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.spool import return_memory
-from batude_onnx.training.recipe import RECIPES
 from batude_onnx.validation import Session, open_file
 
 
@@ -112,7 +111,6 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     terms = replace(
         terms_of(settings, model, seen, feeds, metrics, watch, not original.whole), choices=chosen.choices, least=chosen.least
     )
-    require_feasible(seen.compressible, terms, RECIPES[settings.recipe].ways)
     return Case(settings, model, seen, terms, dataset, feeds, original, runs)
 
 

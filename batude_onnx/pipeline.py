@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from batude_onnx import benching, bookkeeping, decomposition, layers, outlook, pacing, trained, untrained
-from batude_onnx.budget import amount
+from batude_onnx.budget import amount, require_feasible
 from batude_onnx.errors import (
     BudgetMissedError,
     OutputError,
@@ -64,7 +64,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     report = report_path(settings.output)
     if report == settings.output:
         raise OutputError(f"{settings.output}: the run's report goes there; give the model another suffix, such as .onnx")
-    case = open_case(settings, watch, (settings.output, report))
+    case = _open(settings, watch, (settings.output, report))
     if case.large:
         watch.say("a large model: it is run piece by piece, and how fast it is not measured (batude-onnx validate does)")
     surgery = _prove_surgery(case)
@@ -101,7 +101,7 @@ def plan(settings: Settings, watch: Watch | None = None, *, sweep: Sequence[str]
     `sweep`: other budgets that are looked at. `sensitivity`: also what truncating each layer alone does, at some ranks.
     """
     watch = watch or Watch()
-    case = open_case(replace(settings, epochs=0.0, seconds=None), watch, (settings.output,))
+    case = _open(replace(settings, epochs=0.0, seconds=None), watch, (settings.output,))
     way = _planned(case, watch)
     planned = way if isinstance(way, Planned) else way.planned
     found = outlook.look(case, planned, sweep, sensitivity, bookkeeping.whole(case, planned.plan, {}))
@@ -180,6 +180,13 @@ def bench(
         watch.say(feeding.taken)
     feeds = feeding.values(1, seed), feeding.values(batch, seed)
     return benching.run_against((first, second), models, surveys, sessions, feeds, seconds)
+
+
+def _open(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case:
+    """What a run needs, and a budget that some ranks of some methods of its recipe meet."""
+    case = open_case(settings, watch, written)
+    require_feasible(case.seen.compressible, case.terms, RECIPES[settings.recipe].ways)
+    return case
 
 
 def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:

@@ -108,7 +108,7 @@ def test_data_of_several_inputs_decide_whether_two_models_agree(tmp_path: Path) 
     table.CopyFrom(numpy_helper.from_array(array, "table"))
     (tmp_path / "other").mkdir()
     second = saved(changed, tmp_path / "other")
-    runs = {
+    runs: dict[str, Any] = {
         "ids": np.array([[[1, 2, 3]], [[4, 5, 7]], [[8, 9, 10]]]), "mask": np.ones((3, 1, 3), np.int64),
         "state": values(3, 2, 1, 12), "rate": np.full(3, 16000),
     }  # fmt: skip
