@@ -167,11 +167,13 @@ def wasteful(site: Site, ranks: tuple[Any, ...]) -> Any:
     return wasted
 
 
-def least(site: Site, terms: Terms, metric: str) -> float:
-    """The least that a layer can cost under one metric."""
-    fits, prices = terms.allowed(site), terms.prices(site, metric)
-    smallest = float(prices.ranks[fits].min()) if fits.any() else np.inf
-    return min(smallest, prices.whole) if terms.may_stay_whole(site) else smallest
+def least(site: Site, terms: Terms) -> FloatArray:
+    """The least that a layer can cost under each limit by itself, (limits,)."""
+    fits = terms.allowed(site)
+    smallest: FloatArray = np.array(
+        [terms.prices(site, metric).ranks.min(where=fits, initial=np.inf) for metric in terms.metrics]
+    )
+    return np.minimum(smallest, terms.wholes(site)) if terms.may_stay_whole(site) else smallest
 
 
 def as_it_is(site: Site) -> Sequence[Site]:
@@ -179,10 +181,13 @@ def as_it_is(site: Site) -> Sequence[Site]:
     return (site,)
 
 
-def smallest_of(sites: Sequence[Site], terms: Terms, metric: str, ways: Ways = as_it_is) -> float:
-    """The least that the network can cost under one metric, each layer factored in one of its `ways`."""
-    free = [ways(site) if site.key not in terms.choices else (site,) for site in sites]
-    return terms.fixed(sites, metric) + sum(min(least(way, terms, metric) for way in some) for some in free)
+def smallest_of(sites: Sequence[Site], terms: Terms, ways: Ways = as_it_is) -> FloatArray:
+    """The least that the network can cost under each limit by itself, (limits,), each layer factored in one of its `ways`."""
+    total: FloatArray = np.array([terms.fixed(sites, metric) for metric in terms.metrics])
+    for site in sites:
+        free = (site,) if site.key in terms.choices else ways(site)
+        total += np.min([least(way, terms) for way in free], axis=0)
+    return total
 
 
 def require_feasible(sites: Sequence[Site], terms: Terms, ways: Ways = as_it_is) -> None:
@@ -190,8 +195,7 @@ def require_feasible(sites: Sequence[Site], terms: Terms, ways: Ways = as_it_is)
 
     `ways(site)`: the site with each method that may yet be taken. Each limit is looked at by itself.
     """
-    for limit in terms.budget.limits:
-        smallest = smallest_of(sites, terms, limit.metric, ways)
+    for limit, smallest in zip(terms.budget.limits, smallest_of(sites, terms, ways).tolist(), strict=True):
         if smallest > limit.limit * (1 + 1e-12):
             raise BudgetError(
                 f"budget {limit.text!r} allows {amount(limit.limit, limit.metric)}, but the smallest ranks in every layer "

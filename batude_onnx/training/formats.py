@@ -50,8 +50,7 @@ def choose(sites: Sequence[Site], losses: Callable[[Site], FloatArray], terms: T
 
 def feasible(sites: Sequence[Site], terms: Terms) -> list[Site]:
     """`sites`, or, where no ranks of theirs are small enough for a limit, each with the method that can be made smallest."""
-    tight = [limit for limit in terms.budget.limits if smallest_of(sites, terms, limit.metric) > limit.limit]
-    if not tight:
+    if all(smallest <= limit.limit for smallest, limit in zip(smallest_of(sites, terms), terms.budget.limits, strict=True)):
         return list(sites)
 
     def smallest(site: Site) -> float:
