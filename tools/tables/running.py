@@ -20,8 +20,8 @@ from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.training.recipe import RECIPES
 from tools.super_resolution import mean_psnr, pairs_of
 from tools.tables import baselines as baselines
-from tools.tables import variants as variants
 from tools.tables.rows import MODELS, SCALE, Row
+from tools.tables.variants import SUITED
 
 PACKAGES = ("batude-onnx", "torch", "onnx", "onnx-ir", "numpy")
 
@@ -77,7 +77,7 @@ def run(row: Row, models: Path, data: Path, results: Path, device: str, watch: W
         output=output,
         budget=f"{row.metric}={row.budget}",
         # As in the paper, and for all methods alike: ranks as they come out, whatever suits this machine.
-        rank_multiple=1,
+        rank_multiple=None if row.method == SUITED else 1,
         data=Source(data / f"{model.data}.npz", row.limit),
         epochs=row.epochs,
         recipe=row.method,

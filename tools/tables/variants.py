@@ -122,12 +122,16 @@ FAR = tuple(
 )
 NO_REFIT = _variant(DEFAULT, "no-refit", refit=False)
 
+# Ranks as the command line chooses them, to suit the runtime's block of channels, and not as they come.
+SUITED = _variant(DEFAULT, "suited-to-runtime")
+
 FEATURES = tuple(_variant(DEFAULT, f"features-{weight:g}", objective=Objective(features=weight)) for weight in (1.0, 10.0))
 
 GROUPS = (
     Group("Score of a rank, nothing trained, 600 images", SCORES, 0.0, limit=600),
     Group("Re-fitting, nothing trained, 600 images", (NO_REFIT, "default"), 0.0, limit=600),
     Group("Methods that factor a layer, nothing trained, 600 images", (ONE_METHOD, "default"), 0.0, limit=600),
+    Group("Ranks as they come, or suited to the runtime's block of channels", (SUITED, "default"), 2.0),
     Group("Methods that factor a layer, after training", (ONE_METHOD, "default"), 2.0),
     Group("Part of the epochs that goes to BC-ADL", ("default", "batude", _share(0.5)), 2.0),
     Group("Distillation of what the layers receive: weight", ("default", *FEATURES), 2.0),
