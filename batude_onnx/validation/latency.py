@@ -1,8 +1,9 @@
 """Which of two models is faster, by how much, and how sure that is.
 
-The two run in turns (a b, b a, a b, ...), so that whatever else the machine does falls on both alike. The figure is the
+The two run in turns (a b b a, a b b a, ...), so that whatever else the machine does falls on both alike. The figure is the
 ratio of the two minima, since a minimum is the run that was disturbed least: absolute medians were seen to spread by 42 %
-where that ratio spread by 3 %.
+where that ratio spread by 3 %. Of the two runs of each in a turn one comes behind the other model, which has left its own weights
+in the caches, and one behind its like: their sum is what is held against the other's, turn by turn, to tell the spread.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import numpy.typing as npt
 
 from batude_onnx.validation.sessions import Session, runtime_version
 
-# With fewer pairs, neither a minimum nor a spread means anything.
-FEWEST_PAIRS = 3
+# With fewer turns, neither a minimum nor a spread means anything.
+FEWEST_TURNS = 2
 
 
 def compare_latency(
     a: Session, b: Session, feeds: Mapping[str, npt.NDArray[Any]], runs: int = 50, warmup: int = 3, seconds: float = 3.0
 ) -> dict[str, float | int | str]:
-    """Times `a` (the original) and `b` on the same `feeds`: at most `runs` pairs, and no more than fit into `seconds`.
+    """Times `a` (the original) and `b` on the same `feeds`: at most `runs` runs of each, and no more than fit into `seconds`.
 
     `ratio` is min(a) / min(b), above 1 where b is faster; `median_a_ms`, `median_b_ms`, `min_a_ms`, `min_b_ms` are
-    milliseconds a run; `spread` is the interquartile range of the ratios of the pairs over their median; `runs` is the
-    number of pairs timed. Always 1 warm-up run and 3 pairs at least, however slow the models are. On a GPU the copies of
-    inputs and outputs count.
+    milliseconds a run; `spread` is the interquartile range of the ratios of the turns over their median; `runs` is the
+    number of runs of each. Always 1 warm-up run and 2 turns of two runs each at least, however slow the models are. On a GPU the
+    copies of inputs and outputs count.
     """
     for _ in range(max(1, warmup)):
         a.run(feeds)
@@ -39,15 +40,14 @@ def compare_latency(
     times_a: list[float] = []
     times_b: list[float] = []
     end = perf_counter() + seconds
-    while len(times_a) < FEWEST_PAIRS or (len(times_a) < runs and perf_counter() < end):
-        if len(times_a) % 2 == 0:
-            times_a.append(_time(a, feeds))
-            times_b.append(_time(b, feeds))
-        else:
-            times_b.append(_time(b, feeds))
-            times_a.append(_time(a, feeds))
+    while len(times_a) < 2 * FEWEST_TURNS or (len(times_a) + 2 <= runs and perf_counter() < end):
+        times_a.append(_time(a, feeds))
+        times_b.append(_time(b, feeds))
+        times_b.append(_time(b, feeds))
+        times_a.append(_time(a, feeds))
     first, second = np.array(times_a), np.array(times_b)
-    low, middle, high = np.percentile(first / second, [25, 50, 75])
+    turns = first.reshape(-1, 2).sum(1) / second.reshape(-1, 2).sum(1)
+    low, middle, high = np.percentile(turns, [25, 50, 75])
     sizes = [len(array) for array in feeds.values() if array.ndim]
     return {
         "ratio": float(first.min() / second.min()),

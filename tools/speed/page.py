@@ -15,7 +15,7 @@ HEAD = """# Speed
 
 Rendered from `results/speed/` and `results/solver/` by `make bench`; no figure is typed by hand. All times are of onnxruntime
 on the CPU, batch 1, of two files that run in turns: *as fast* is the ratio of the shortest times, *spread* the interquartile
-range of the ratios of single pairs over their median."""
+range of the ratios of single turns (two runs of each) over their median."""
 
 BUDGETS = """## Budgets, and the speed that they give
 
@@ -128,7 +128,7 @@ def _evidence(results: Results) -> str:
             continue
         machine, timing = record["hardware"], record.get("latency", {})
         versions = [f"torch {record['versions']['torch']}", *([f"onnxruntime {timing['onnxruntime']}"] if timing else [])]
-        what = [f"{timing['runs']} pairs of runs"] if timing else []
+        what = [f"{timing['runs']} runs of each"] if timing else []
         if "epochs" in record and timing:
             what.append(f"{record['after']['n']:,} test images, {record['epochs']:g} epochs")
         on = f"{machine['cores']} cores, {machine['cpu']}"
