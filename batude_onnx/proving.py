@@ -212,11 +212,13 @@ def hold_against(
     names: tuple[str, str],
     runs: Sequence[Feeds],
     dataset: Dataset | None,
+    timed: bool = True,
 ) -> Comparison:
-    """Compare two open models on `runs` (one at least) and, where there is one, on the test data; then, unless one is run in
-    pieces, their speed, one sample at a time."""
+    """Compare two open models on `runs` (one at least) and, where there is one, on the test data; then, if they are to be `timed`
+    and neither is run in pieces, their speed, one sample at a time."""
     first, second = surveys
     differences = _over_runs(original, other, runs, first.half or second.half)
     scores: tuple[dict[str, float], ...] = ({}, {}) if dataset is None else quality(original, other, first.specs, dataset)
-    latency = compare_latency(original, other, first.feeding.first(runs[0])) if original.whole and other.whole else {}
+    whole = original.whole and other.whole
+    latency = compare_latency(original, other, first.feeding.first(runs[0])) if timed and whole else {}
     return Comparison(names[0], names[1], first.cost, second.cost, differences, scores[0], scores[1], latency)
