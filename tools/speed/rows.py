@@ -40,7 +40,7 @@ ROWS = (
     Row("resnet18", "macs=2.3x", None, 2, 0.95),
     Row("resnet50", "macs=2x", None, 1, 0.85),
     Row("vgg16", "macs=4x", None, 1, 0.9),
-    # Its last layers have few MACs and all the more weights to read: a limit of MACs alone leaves them, and their time, as they are.
+    # Its last layers have few MACs and many weights to read: a limit of MACs alone leaves them, and their time, as they are.
     Row("vgg16", "macs=4x,latency=3.6x", None, 1, 3.6),
     Row("resnet18", "latency=2x", None, 1, 2.0),
     Row("resnet20-cifar10", "latency=1.5x", None, 1, 1.5),
