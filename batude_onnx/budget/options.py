@@ -107,14 +107,26 @@ def shares(limits: FloatArray) -> FloatArray:
 def undominated(prices: FloatArray, losses: FloatArray) -> Indices:
     """Of points with prices (metrics, n) and losses (n,): those that no other equals or betters in all, by rising price; all of
     them where that would take too long."""
+    if len(prices) == 1:
+        return _falling(prices[0], losses)
     order = np.lexsort((losses, *prices[::-1]))
     worse: Mask = np.zeros(len(order), dtype=bool)
-    if len(prices) == 1:
-        best = np.minimum.accumulate(losses[order])
-        worse[1:] = best[1:] >= best[:-1]
-    elif len(order) <= PAIRS:
+    if len(order) <= PAIRS:
         points = np.vstack([prices, losses])[:, order]
         # What betters a point is in front of it.
         worse |= np.tril((points[:, None, :] <= points[:, :, None]).all(0), -1).any(1)
     kept: Indices = order[~worse]
     return kept
+
+
+def _falling(prices: FloatArray, losses: FloatArray) -> Indices:
+    """The same under one metric: prices rise and losses fall."""
+    order = np.argsort(prices, kind="stable")
+    lost = losses[order]
+    better: Mask = np.ones(len(order), dtype=bool)
+    better[1:] = lost[1:] < np.minimum.accumulate(lost)[:-1]
+    kept: Indices = order[better]
+    # Of those that cost the same, the last one loses least.
+    last: Mask = np.ones(len(kept), dtype=bool)
+    last[:-1] = np.diff(prices[kept]) > 0
+    return kept[last]
