@@ -196,7 +196,8 @@ def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
     """
     sites = case.seen.compressible
     ways = [RECIPES[case.settings.recipe].ways(site) for site in sites]
-    rounds = [{way[0].key: way[min(number, len(way) - 1)] for way in ways} for number in range(max(map(len, ways), default=1))]
+    # A layer that has been factored in all of its ways stays whole in the rounds that others need.
+    rounds = [{way[0].key: way[number] for way in ways if number < len(way)} for number in range(max(map(len, ways), default=1))]
     return worst_of(differences for sites in rounds for differences in _surgery(case, sites))
 
 
