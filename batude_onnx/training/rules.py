@@ -22,7 +22,7 @@ def _site(sites: Sequence[Site], key: str) -> Site:
     return next(site for site in sites if site.key == key)
 
 
-# Values of a weight beyond which nothing is kept: those of a large model are read each time, and let go.
+# Entries of a table beyond which it is made again: one of all ranks of two modes may be as large as the weight.
 KEPT = 2**18
 # What was found of each weight, by method and metric, as long as the weight is there: several plans are made of the same ones.
 _LOST: MutableMapping[Tensor, dict[str | None, tuple[Metric | None, FloatArray]]] = WeakIdKeyDictionary()
@@ -33,12 +33,13 @@ def share_lost(site: Site, weight: Tensor, metric: Metric | None) -> FloatArray:
 
     `weight` is not changed in place between two calls.
     """
-    if weight.numel() > KEPT:
-        return _share_lost(site, weight, metric)
     known = _LOST.setdefault(weight, {})
-    if site.method not in known or known[site.method][0] is not metric:
-        known[site.method] = metric, _share_lost(site, weight, metric)
-    return known[site.method][1]
+    found = known.get(site.method)
+    if found is None or found[0] is not metric:
+        found = metric, _share_lost(site, weight, metric)
+        if found[1].size <= KEPT:
+            known[site.method] = found
+    return found[1]
 
 
 def _share_lost(site: Site, weight: Tensor, metric: Metric | None) -> FloatArray:
