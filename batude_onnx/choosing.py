@@ -46,6 +46,9 @@ def choose_layers(sites: Sequence[Site], wishes: LayerWishes, plan: PlanFile | N
             chosen.choices[site.key] = None
         if (floor := _first(site, wishes.least)) is not None:
             chosen.least[site.key] = wishes.least[floor]
+            if min(chosen.choices.get(site.key) or [wishes.least[floor]]) < wishes.least[floor]:
+                asked = " x ".join(map(str, chosen.choices[site.key] or ()))
+                raise PlanError(f"--least-rank {floor}: layer {site.key} was given ranks {asked} by a plan or --ranks")
     return chosen
 
 

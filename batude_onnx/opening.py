@@ -104,7 +104,7 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     if settings.data is not None and not runs:
         dataset = holdout(dataset or load_data(settings.data, seen))
         tested = 0 if dataset.x_test is None else len(dataset.x_test)
-        watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on")
+        watch.say(f"{len(dataset.x_train):,} samples to train on, {tested:,} to test on{dataset.prepared}")
     chosen = choose_layers(seen.compressible, settings.layers, plan, settings.plan)
     seen = replace(seen, sites=with_methods(seen.sites, chosen))
     feeds = runs[0] if runs else parity_feeds(original, seen, dataset, settings.seed)

@@ -29,7 +29,7 @@ def look(case: Case, planned: Planned, sweep: Sequence[str], sensitive: bool, wh
         loss=_loss(planned.plan, damage),
         measured=bool(planned.measured),
         layers=rows,
-        sweep=tuple(_step(text, case, planned, damage) for text in sweep),
+        sweep=tuple(_step(text, case, planned) for text in sweep),
         sensitivity={site.key: _tried(site, case.terms, damage[site.key]) for site in planned.sites} if sensitive else {},
     )
 
@@ -55,18 +55,18 @@ def _loss(plan: RankPlan, damage: Mapping[str, FloatArray]) -> float:
     return float(sum(damage[key][tuple(rank - 1 for rank in ranks)] for key, ranks in plan.chosen().items()))
 
 
-def _step(text: str, case: Case, planned: Planned, damage: Mapping[str, FloatArray]) -> Step:
-    """What another budget gives by the same measurements; its methods are those that were chosen for the first one."""
+def _step(text: str, case: Case, planned: Planned) -> Step:
+    """What another budget gives, by the same measurements and methods unless those cannot be made small enough for it."""
     limits = parse_budget([text], case.terms.whole).limits
     if any(limit.metric not in case.terms.metrics for limit in limits):
         raise BudgetError(
             f"sweep {text!r} limits what the budget does not: give --budget {limits[0].text} first, then others of it"
         )
     try:
-        plan = planned.under(case.terms.tightened({limit.metric: limit.limit for limit in limits})).plan
+        found = planned.under(case.terms.tightened({limit.metric: limit.limit for limit in limits}))
     except BudgetError:
         return Step(text, None, None)
-    return Step(text, plan.cost, _loss(plan, damage))
+    return Step(text, found.plan.cost, _loss(found.plan, found.damage()))
 
 
 def _tried(site: Site, terms: Terms, damage: FloatArray) -> tuple[Tried, ...]:

@@ -145,6 +145,8 @@ def validate(
 
     models, (one, other), sessions = open_two((first, second), provider, threads, inputs, see)
     dataset = held[0] if held else None
+    if dataset is not None and watch is not None:
+        watch.say(f"{len(dataset.x_train if dataset.x_test is None else dataset.x_test):,} samples{dataset.prepared}")
     if data is None and one.feeding.taken and watch is not None:
         watch.say(one.feeding.taken)
     runs = runs or [parity_feeds(sessions[0], one, dataset, seed)]

@@ -50,6 +50,8 @@ def read_plan(path: Path) -> PlanFile:
 
 def _layer(path: Path, key: str, layer: Any) -> tuple[str | None, tuple[int, ...] | None]:
     ranks, method = (layer.get("ranks"), layer.get("method")) if isinstance(layer, dict) else (0, 0)
+    if isinstance(layer, dict) and "ranks" not in layer:
+        raise PlanError(f"{path}: layer {key!r} has no 'ranks': give a list of numbers, or null for the whole layer")
     if ranks is None:
         return None, None
     listed = ranks if isinstance(ranks, list) else []

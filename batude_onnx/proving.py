@@ -196,8 +196,8 @@ def origin_of(reference: ir.Model, other: ir.Model, feeds: Feeds, session: Sessi
 
 
 def worst_of(proofs: Iterable[Sequence[OutputDifference]]) -> tuple[OutputDifference, ...]:
-    """Of several comparisons of the same outputs, the worst of each."""
-    return tuple(max(same, key=lambda difference: difference.max_absolute) for same in zip(*proofs, strict=True))
+    """Of several comparisons of the same outputs, the worst of each: one that is not within its tolerance, before all."""
+    return tuple(max(same, key=lambda one: (not one.within, one.max_absolute)) for same in zip(*proofs, strict=True))
 
 
 def _over_runs(original: Session, other: Session, runs: Sequence[Feeds], half: bool) -> tuple[OutputDifference, ...]:

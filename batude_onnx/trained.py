@@ -159,14 +159,16 @@ def _epochs_in(
 
 
 def _proving_seconds(case: Case) -> float:
-    """What comes after training: both models scored on the test data, and a few seconds for writing and the latency."""
+    """What comes after training: both models scored on the test data, and a few seconds for writing and the latency, more of them
+    where it is limited."""
     dataset, spec = case.dataset, case.seen.specs[0]
     assert dataset is not None
     samples = len(dataset.x_train if dataset.x_test is None else dataset.x_test)
     outputs_of(case.original, case.feeds)  # the first run also sets memory up
     start = time.monotonic()
     outputs_of(case.original, case.feeds)
-    return 2 * samples * (time.monotonic() - start) / len(case.feeds[spec.name]) + WRITING_SECONDS
+    timing = pacing.LONG_SECONDS if "latency" in case.terms.metrics else 0.0
+    return 2 * samples * (time.monotonic() - start) / len(case.feeds[spec.name]) + WRITING_SECONDS + timing
 
 
 def _affordable(case: Case, passes: float, least: int, most: int) -> int:

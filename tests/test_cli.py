@@ -194,6 +194,7 @@ USAGE = {
     "time without unit": (compress(time="20"), "'20' is not a time such as 90s, 20m or 1.5h"),
     "no time": (compress(time="0m"), "'0m' is not a time"),
     "time and epochs": ((*WITH_DATA, "--time", "1m", "--epochs", "1"), "--epochs and --time both say how long to train"),
+    "epochs without data": (compress(epochs="3"), "--epochs without --data"),
     "time without data": (compress(time="20m"), "--time without --data"),
     "seed negative": (compress(seed="-1"), "-1 is not in the range"),
     "threads zero": (compress(threads="0"), "0 is not in the range"),
@@ -271,7 +272,7 @@ def test_compress_tells_what_it_did(place: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     for said in (
         "no data: the weights alone decide", "accuracy is NOT protected", "parameters", "17,098", "2,343,552", "latency",
-        "budget 2x: at most 8,549 params, kept", "parity with what was trained", "out.onnx and out.json",
+        "budget 2x: at most 8,549 params, kept", "parity with what was factored", "out.onnx and out.json",
     ):  # fmt: skip
         assert said in result.stdout
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from batude_onnx import errors
 from batude_onnx.cli import main
+from batude_onnx.cli.options import INTERRUPTED
 from batude_onnx.pipeline import compress
 from batude_onnx.settings import Settings
 from tools import adopt_model, bench_speed
@@ -51,7 +52,7 @@ def test_exit_codes_are_distinct_and_listed_in_the_readme() -> None:
     codes = [kind.exit_code for kind in kinds if kind is not errors.BatudeError]
     assert len(set(codes)) == len(codes)
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
-    assert listed == {2, *codes}
+    assert listed == {0, 2, INTERRUPTED, *codes}
 
 
 def test_the_transcripts_were_made_by_the_commands_that_they_show() -> None:

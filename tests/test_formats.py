@@ -152,3 +152,30 @@ def test_of_two_methods_that_lose_the_same_the_cheaper_is_taken() -> None:
     weight = torch.from_numpy(np.einsum("sa,acij->scij", floats(12, 2), floats(2, 4, 3, 3, seed=1)).astype(np.float32))
     chosen = formats.choose([site("y", (12, 4, 3, 3))], losses_in({"y": weight}), terms(200, Cost(450, 0)), {"y": 200.0})
     assert [made.method for made in chosen] == ["tucker1"]
+
+
+def test_a_method_without_times_is_not_taken_for_one_that_costs_nothing() -> None:
+    """As in a first layer, whose three input channels fill no block."""
+    some = timed(2.4)
+    whole = {key: prices.whole for key, prices in some.times.items()}
+    unknown = {key: Prices(whole[key], np.full_like(prices.ranks, np.inf)) for key, prices in some.times.items()}
+    times = {key: prices if key[1] == "tucker1" else unknown[key] for key, prices in some.times.items()}
+    for limit in (2.4, 2.31):
+        terms = replace(some.tightened({"latency": limit}), times=times)
+        require_feasible(SITES, terms, RECIPES["default"].ways)
+        assert {made.method for made in formats.feasible(SITES, terms)} <= {"tucker2", "tucker1"}
+        planned = planning.plan_layers(
+            SITES, WEIGHTS, terms, replace(RECIPES["default"], measures=False), {}, planning.unmeasured
+        )
+        assert planned.plan.cost.latency <= limit
+    with pytest.raises(BudgetError, match=r"latency=2\.300ms"):
+        require_feasible(SITES, replace(some.tightened({"latency": 2.2}), times=times), RECIPES["default"].ways)
+
+
+def test_a_method_that_keeps_all_limits_is_found() -> None:
+    """Of one layer: separable chains are faster, and cannot have so few parameters."""
+    (layer,) = SITES[1:]
+    both = (Limit("params", 60, "60"), Limit("latency", 0.95, "latency=0.95ms"))
+    terms = replace(timed(1.0), budget=Budget(both), whole=Cost(1080, 0, 0, 1.0))
+    slow = replace(layer, method="tucker1")
+    assert [made.method for made in formats.feasible([slow], terms)] == ["tucker2"]

@@ -155,6 +155,11 @@ MISFITS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "low label": ({"x": images(), "y": labels() - 1}, {}, r"y_train\[0\] is -1 .*allowed: 0..3"),
     "low label, classes unknown": ({"x": images(), "y": labels() - 1}, {"classes": None}, "allowed: 0 and up"),
     "high test label": ({"x": images(), "x_test": images(2), "y_test": [0, 9]}, {}, r"y_test\[1\] is 9"),
+    "mean of bytes": (
+        {"x": images()},
+        {"mean": (125.3, 123.0, 113.9)},
+        "scaled to 0..1: divide it, and std, by 255",
+    ),
     "std 0": ({"x": images(), "std": [0.1, 0.0, 0.1]}, {}, r"std is \[0.1, 0.0, 0.1\].*above 0"),
     "std NaN": ({"x": images()}, {"std": [0.1, np.nan, 0.1]}, "every value must be finite"),
     "short mean": ({"x": images(), "mean": [0.1, 0.2]}, {}, r"mean has shape \(2,\); the images have 3 channels"),
@@ -202,7 +207,7 @@ def test_a_model_of_integers(tmp_path: Path) -> None:
 def test_files_that_are_no_data(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     assert "no such file" in refusal(lambda: load_dataset(path, SPEC, None))
-    assert "no such file" in refusal(lambda: load_dataset(tmp_path, SPEC, None))
+    assert "a folder" in refusal(lambda: load_dataset(tmp_path, SPEC, None))
     for content in (b"", b"text", b"\x80\x04K\x01.", b"PK\x03\x04" + bytes(60), b"\x93NUMPY", b"\x93NUMPY" + bytes(200)):
         path.write_bytes(content)
         assert re.search("neither .npz nor .npy|cannot be read", refusal(lambda: load_dataset(path, SPEC, None)))

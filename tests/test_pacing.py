@@ -8,17 +8,19 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from batude_onnx import pacing
 from batude_onnx.errors import BudgetError, BudgetMissedError
-from batude_onnx.opening import Case
+from batude_onnx.opening import Case, open_case
 from batude_onnx.pipeline import compress, plan
 from batude_onnx.records import Limit, Verdict
 from batude_onnx.settings import Settings, Watch
 from batude_onnx.speed import cache
 from batude_onnx.speed import model as timing
 from batude_onnx.training.planning import Planned
-from tests.pipelines import check
+from tests.layer_models import one_node, values
+from tests.pipelines import check, saved
 
 MODEL = Path("models/resnet20-cifar10.onnx")
 
@@ -104,6 +106,33 @@ def test_a_finished_file_that_is_too_slow_is_not_written(tmp_path: Path, monkeyp
     with pytest.raises(BudgetMissedError, match="as fast as the original"):
         run(tmp_path, "latency=1.1x")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_minima_of_all_tries_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try is disturbed in one of the two models."""
+    tries = iter([(2.0, 1.5), (3.0, 1.0)])
+
+    def compared(*_: object, **__: object) -> dict[str, float | int | str]:
+        first, second = next(tries)
+        return {"min_a_ms": first, "min_b_ms": second, "ratio": first / second, "runs": 10, "spread": 0.1}
+
+    case = open_case(Settings(MODEL, tmp_path / "out.onnx", "latency=2x", threads=1), Watch(), ())
+    monkeypatch.setattr(pacing, "compare_latency", compared)
+    found = pacing.held(case, case.original)
+    assert (found["min_a_ms"], found["min_b_ms"], found["ratio"], found["runs"]) == (2.0, 1.0, 2.0, 20)
+
+
+def test_a_sweep_may_change_how_layers_are_factored(tmp_path: Path) -> None:
+    wide = {"w": values(64, 3, 3, 3), "v": values(64, 64, 3, 3, seed=1)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4), helper.make_node("Conv", ["c", "v"], ["y"], pads=[1] * 4)]
+    path = saved(one_node(nodes, [1, 3, 8, 8], [1, 64, 8, 8], wide), tmp_path)
+    found = plan(Settings(path, tmp_path / "p.json", "18000", threads=1), sweep=["9000", "400"])
+    few = found.sweep[1].predicted
+    assert few is not None
+    assert few.params <= 400
+    losses = [found.loss, *(step.loss for step in found.sweep if step.loss is not None)]
+    assert len(losses) == 3
+    assert losses == sorted(set(losses))
 
 
 def test_a_plan_says_what_each_layer_takes(tmp_path: Path) -> None:

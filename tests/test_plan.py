@@ -78,6 +78,7 @@ def test_a_plan_may_be_edited(tmp_path: Path) -> None:
         ({"layers": {LARGE: {"ranks": [65, 3]}}}, "ranks of at most 64 x 64, not (65, 3)"),
         ({"layers": {LARGE: {"ranks": [0, 3]}}}, "must have 'ranks', a list of numbers from 1 up"),
         ({"layers": {LARGE: {"ranks": "all"}}}, "must have 'ranks', a list of numbers from 1 up"),
+        ({"layers": {LARGE: {"rank": [3, 3]}}}, "has no 'ranks': give a list of numbers, or null for the whole layer"),
         ({"layers": {LARGE: 3}}, "must have 'ranks', a list of numbers from 1 up"),
         ({"layers": []}, "no plan: it must hold 'budget', a text, and 'layers', an object"),
         ({"budget": 2}, "no plan: it must hold 'budget', a text, and 'layers', an object"),
@@ -125,6 +126,14 @@ def test_ranks_and_least_ranks_are_kept(tmp_path: Path) -> None:
     floors = [ranks for key, ranks in found.items() if re.match("getitem_4", key) and ranks is not None]
     assert floors
     assert all(min(ranks) >= 24 for ranks in floors)
+
+
+def test_a_least_rank_above_the_ranks_of_a_plan_is_refused(tmp_path: Path) -> None:
+    planned(tmp_path, layers=LayerWishes(ranks={LARGE: (8, 8)}))
+    wishes = ("--least-rank", f"{LARGE}=16", "-o", tmp_path / "out.onnx")
+    told = run("compress", MODEL, "--plan", tmp_path / "plan.json", *wishes)
+    assert told.exit_code == PlanError.exit_code, told.output
+    assert f"layer {LARGE} was given ranks 8 x 8 by a plan or --ranks" in told.output
 
 
 def test_a_pattern_that_fits_nothing_is_refused(tmp_path: Path) -> None:

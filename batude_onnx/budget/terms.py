@@ -196,11 +196,16 @@ def require_feasible(sites: Sequence[Site], terms: Terms, ways: Ways = as_it_is)
     `ways(site)`: the site with each method that may yet be taken. Each limit is looked at by itself.
     """
     for limit, smallest in zip(terms.budget.limits, smallest_of(sites, terms, ways).tolist(), strict=True):
+        if np.isinf(smallest):
+            raise BudgetError(f"budget {limit.text!r}: the ranks asked for of a layer could not be timed: give it others")
         if smallest > limit.limit * (1 + 1e-12):
+            what = "the smallest ranks in every layer"
+            if terms.choices or terms.least:
+                what += " that is not told otherwise (by a plan, or for itself)"
+            take = "are predicted to take" if limit.metric == "latency" else "already take"
             raise BudgetError(
-                f"budget {limit.text!r} allows {amount(limit.limit, limit.metric)}, but the smallest ranks in every layer "
-                f"already take {amount(smallest, limit.metric)}: the smallest budget that can be met is "
-                f"{written(smallest, limit.metric)}"
+                f"budget {limit.text!r} allows {amount(limit.limit, limit.metric)}, but {what} {take} "
+                f"{amount(smallest, limit.metric)}: the smallest budget that can be met is {written(smallest, limit.metric)}"
             )
 
 

@@ -32,8 +32,12 @@ _NUMBER = re.compile(r"(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>%|[a-zA-Z]*)")
 
 
 def budget_metrics(texts: Iterable[str]) -> tuple[str, ...]:
-    """The metrics that a budget limits, before anything else of it is read. Raises BudgetError for one that there is not."""
-    return tuple(metric for metric, _ in _parts(texts))
+    """The metrics that a budget limits, before any model is looked at. Raises BudgetError for one that there is not, and for a
+    text that says no amount."""
+    parts = _parts(texts)
+    for metric, text in parts:
+        _amount(metric, text)
+    return tuple(metric for metric, _ in parts)
 
 
 def parse_budget(texts: Iterable[str], original: Cost) -> Budget:
@@ -53,19 +57,32 @@ def _parts(texts: Iterable[str]) -> list[tuple[str, str]]:
         if metric not in METRICS:
             raise BudgetError(f"budget {text.strip()!r} limits {metric!r}: choose one of {', '.join(METRICS)}")
         if metric in parts:
-            raise BudgetError(f"budget {text.strip()!r} is the second one for {metric}: give one for each metric")
+            raise BudgetError(
+                f"budget {text.strip()!r} is the second one for {metric}: give one for each; commas stand between them"
+            )
         parts[metric] = value
     return list(parts.items())
 
 
-def _limit(metric: str, text: str, original: Cost) -> Limit:
+def _amount(metric: str, text: str) -> tuple[Fraction, str]:
+    """The number that a text says, and its unit: `x`, `%`, or one of the metric's."""
     units, example = METRICS[metric]
-    match, whole = _NUMBER.fullmatch(text.strip()), original.of(metric)
+    match = _NUMBER.fullmatch(text.strip())
     unit = "" if match is None else match["unit"].lower()
     if match is None or unit not in ("x", "%", *units):
-        raise BudgetError(f"budget {text!r} is not understood: write a ratio (2.5x), a share (40%) or an amount ({example})")
+        shown = text if metric == "params" else f"{metric}={text.strip()}"
+        raise BudgetError(f"budget {shown!r} is not understood: write a ratio (2.5x), a share (40%) or an amount ({example})")
     # Exact, so that 1.001k is 1001 and a ratio is never overspent by a rounding.
     number = Fraction(Decimal(match["number"]))
+    if not unit and number.denominator > 1:
+        raise BudgetError(f"budget {text!r} is no number of {metric}: write {text.strip()}x for a ratio")
+    return number, unit
+
+
+def _limit(metric: str, text: str, original: Cost) -> Limit:
+    units, _ = METRICS[metric]
+    number, unit = _amount(metric, text)
+    whole = original.of(metric)
     shown = text if metric == "params" else f"{metric}={text.strip()}"
     if unit == "x":
         if number < 1:

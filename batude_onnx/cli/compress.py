@@ -34,8 +34,9 @@ def compress(
     from batude_onnx.pipeline import compress as run
     from batude_onnx.report import ConsoleWatch, comparison_table, rank_table, to_json
 
-    if given["data"] is None and seconds:
-        raise click.UsageError("--time without --data: give the data, or leave this out")
+    for name, value in (("--time", seconds), ("--epochs", epochs)):
+        if given["data"] is None and value:
+            raise click.UsageError(f"{name} without --data: give the data, or leave this out")
     if epochs is not None and seconds is not None:
         raise click.UsageError("--epochs and --time both say how long to train: give one of them")
     wanted = plain(",".join(given["budget"])) or "planned"
@@ -60,6 +61,7 @@ def compress(
     worst = max(verdict.parity, key=lambda difference: difference.max_absolute)
     for kept in verdict.budget.limits:
         console.print(f"budget {kept.text}: at most {amount(kept.limit, kept.metric)}, kept", highlight=False)
-    console.print(f"parity with what was trained: {worst.max_absolute:.1e} at most, on output {worst.output}", highlight=False)
+    made = "trained" if verdict.history else "factored"
+    console.print(f"parity with what was {made}: {worst.max_absolute:.1e} at most, on output {worst.output}", highlight=False)
     console.print(f"written in {verdict.facts['seconds']} s: {settings.output} and {settings.output.with_suffix('.json').name}",
                   highlight=False, soft_wrap=True)  # fmt: skip

@@ -39,7 +39,8 @@ def read_named(path: Path) -> dict[str, npt.NDArray[Any]]:
 def _read(path: Path, pick: Callable[[np.lib.npyio.NpzFile], dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
     """What `pick` takes of an .npz, or the one array of an .npy as 'x_train'."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file; give an .npz with x_train and y_train, or an .npy")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}; give an .npz with x_train and y_train, or an .npy")
     try:
         # Opened here, since numpy.load leaves a file that it cannot read open.
         with path.open("rb") as file:

@@ -33,6 +33,15 @@ class Dataset:
     mean: Array | None = None
     std: Array | None = None
 
+    @property
+    def prepared(self) -> str:
+        """How images are normalised, to be said behind their number; nothing for floats, which are taken as they are."""
+        if self.mean is None or self.std is None:
+            return ""
+        mean, std = (",".join(f"{value:.4g}" for value in np.atleast_1d(array)) for array in (self.mean, self.std))
+        plain = not np.any(self.mean) and np.all(self.std == 1)
+        return "; pixels / 255, with no mean and std" if plain else f"; pixels / 255, mean {mean}, std {std}"
+
 
 def load_dataset(
     path: Path,
@@ -70,6 +79,8 @@ def _build(
         channels = x_train.shape[-1]
         means = checked_constant(arrays.get("mean", 0.0) if mean is None else mean, "mean", channels)
         stds = checked_constant(arrays.get("std", 1.0) if std is None else std, "std", channels)
+        if (means > 1).any():
+            raise DataError(f"mean is {means.tolist()}; it is of images scaled to 0..1: divide it, and std, by 255")
     elif mean is not None or std is not None:
         raise DataError("a mean or std was given, but the samples are floats, which are taken as they are; leave them out")
     if limit is not None:

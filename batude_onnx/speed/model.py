@@ -52,12 +52,15 @@ class SpeedModel:
         return self.drift <= STEADY
 
     def prices(self, site: Site) -> Prices | None:
-        """What `site` costs whole and, by its method, at each combination of ranks; None where that could not be told."""
-        samples = self.chains.get((site.key, str(site.method)))
-        if samples is None or site.key not in self.whole:
+        """What `site` costs whole and, by its method, at each combination of ranks, without end where those could not be timed;
+        None where not even the whole layer could."""
+        if site.key not in self.whole:
             return None
+        samples = self.chains.get((site.key, str(site.method)))
         method = method_of(site)
         most = method.max_ranks(site.shape, site.geometry.groups)
+        if samples is None:
+            return Prices(self.whole[site.key] + self.node, np.full(most, np.inf))
         ranks = tuple(axis + 1 for axis in np.indices(most))
         total = np.zeros(most)
         for (shape, geometry), link in zip(method.outline(site.shape, site.geometry, ranks), samples, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from batude_onnx.budget import Terms, frontier, smallest_of
+from batude_onnx.budget import Terms, frontier, least, smallest_of
 from batude_onnx.decomposition import alternatives
 from batude_onnx.records import FloatArray, RankPlan, Site
 
@@ -30,7 +30,8 @@ def planned(sites: Sequence[Site], plan: RankPlan, terms: Terms) -> dict[str, fl
 
 
 def choose(sites: Sequence[Site], losses: Callable[[Site], FloatArray], terms: Terms, allowances: Allowances) -> list[Site]:
-    """`sites` with the method that loses least of each layer for what it may cost; one without an allowance stays as it is.
+    """`sites` with the method that loses least of each layer for what it may cost; one without an allowance stays as it is,
+    unless a limit cannot be kept then.
 
     `losses(site)`: the share of its energy that the site's method loses, by ranks. Of two that lose the same the one that costs
     less is taken, else the first; where an allowance is too small for all, the one that comes nearest to it.
@@ -49,12 +50,18 @@ def choose(sites: Sequence[Site], losses: Callable[[Site], FloatArray], terms: T
 
 
 def feasible(sites: Sequence[Site], terms: Terms) -> list[Site]:
-    """`sites`, or, where no ranks of theirs are small enough for a limit, each with the method that can be made smallest."""
-    if all(smallest <= limit.limit for smallest, limit in zip(smallest_of(sites, terms), terms.budget.limits, strict=True)):
+    """`sites`, or, where no ranks of theirs are small enough for a limit, each with the method that can be made smallest: under
+    that limit where this keeps the others, too, else under all limits together."""
+    limits = np.array([limit.limit for limit in terms.budget.limits])
+    broken = np.flatnonzero(smallest_of(sites, terms) > limits)
+    if not len(broken):
         return list(sites)
 
-    def smallest(site: Site) -> float:
-        prices, allowed = terms.scalar(site), terms.allowed(site)
-        return float(prices.ranks[allowed].min()) if allowed.any() else prices.whole
+    def smallest(under: Sequence[int]) -> list[Site]:
+        def price(way: Site) -> float:
+            return float((least(way, terms)[under] / np.maximum(limits[under], 1e-9)).sum())
 
-    return [site if site.key in terms.choices else min(alternatives(site), key=smallest) for site in sites]
+        return [site if site.key in terms.choices else min(alternatives(site), key=price) for site in sites]
+
+    tried = [smallest(under) for under in (*([index] for index in broken.tolist()), list(range(len(limits))))]
+    return next((some for some in tried if (smallest_of(some, terms) <= limits).all()), tried[-1])
