@@ -100,10 +100,10 @@ def test_a_layer_that_was_not_timed_has_no_prices(sites: list[Site]) -> None:
 def test_predictions_hold_in_the_whole_network(model: ir.Model, sites: list[Site], times: SpeedModel, block: int) -> None:
     chosen, predicted = {}, times.total
     for site in sites:
-        prices = times.prices(site)
-        if prices is None:
+        prices, measured = times.prices(site), ladder(site, block)
+        if prices is None or not measured:
             continue
-        ranks = ladder(site, block)[0]
+        ranks = measured[0]
         price = prices.ranks[tuple(rank - 1 for rank in ranks)]
         if price < prices.whole:
             chosen[site.key] = site, ranks
