@@ -95,6 +95,11 @@ def test_prices_rise_with_the_ranks_by_whole_blocks(times: SpeedModel, sites: li
 
 def test_a_layer_that_was_not_timed_has_no_prices(sites: list[Site]) -> None:
     assert SpeedModel(1.0, 0.0, 16, {}, {}).prices(sites[0]) is None
+    # Where the layer was and its chain was not, it costs what it does, and the chain can be had for no price.
+    alone = SpeedModel(1.0, 0.0, 16, {sites[0].key: 2.0}, {}).prices(sites[0])
+    assert alone is not None
+    assert alone.whole == 2.0
+    assert np.isinf(alone.ranks).all()
 
 
 def test_predictions_hold_in_the_whole_network(model: ir.Model, sites: list[Site], times: SpeedModel, block: int) -> None:
