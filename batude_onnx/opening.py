@@ -94,11 +94,8 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     elif settings.data is not None and (seen.feeding.taken or seen.feeding.refused):
         dataset = load_data(settings.data, seen)
         seen = sized(model, seen, dataset)
-    uncounted = [site.key for site in seen.sites if not site.positions]
-    if "macs" in metrics and (uncounted or not seen.cost.macs):
-        if seen.feeding.refused:
-            raise BudgetError(f"MACs cannot be counted: {seen.feeding.refused}")
-        raise BudgetError(f"MACs cannot be counted, as the sizes in layer {uncounted[0]} are not known: give a budget of params")
+    if "macs" in metrics:
+        _require_counted(seen, watch)
     if seen.feeding.taken:
         watch.say(seen.feeding.taken)
     if settings.data is not None and not runs:
@@ -112,6 +109,19 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
         terms_of(settings, model, seen, feeds, metrics, watch, not original.whole), choices=chosen.choices, least=chosen.least
     )
     return Case(settings, model, seen, terms, dataset, feeds, original, runs)
+
+
+def _require_counted(seen: Survey, watch: Watch) -> None:
+    """Raises BudgetError where the MACs of a layer that could be compressed cannot be counted."""
+    uncounted = [site for site in seen.sites if not site.positions]
+    if seen.feeding.refused and (uncounted or not seen.cost.macs):
+        raise BudgetError(f"MACs cannot be counted: {seen.feeding.refused}")
+    for site in uncounted:
+        if site.method is not None:
+            raise BudgetError(f"MACs cannot be counted, as the sizes in layer {site.key} are not known: give a budget of params")
+    if uncounted:
+        one = f"the MACs of {len(uncounted)} layers that stay as they are ({uncounted[0].key}, ...) are not known"
+        watch.say(f"{one}: they are left out of all counts")
 
 
 def _require_device(device: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper
 
 from batude_onnx.errors import DataError
 from batude_onnx.layers import constants_by_name, count, distinct, infer_shapes, nodes_by_key
@@ -19,6 +20,7 @@ from batude_onnx.pipeline import compress, inspect
 from batude_onnx.rewriting import rewrite
 from tests.body_models import nested
 from tests.layer_models import values
+from tests.loading_models import FLOAT, model_of
 from tests.pipelines import Listener, saved, settings_for
 from tests.rewritings import ATOL, RTOL, chains_of, outputs
 
@@ -205,3 +207,31 @@ def test_runs_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[str, Any]
     np.savez(tmp_path / "runs.npz", **arrays)
     with pytest.raises(DataError, match=re.escape(said)):
         compress(settings_for(saved(nested(), tmp_path), tmp_path, "1.5x", tmp_path / "runs.npz"))
+
+
+def test_macs_are_limited_where_only_layers_that_stay_cannot_be_counted(tmp_path: Path) -> None:
+    """The product in the loop takes a weight that is handed from round to round, in sizes that are known to its runs."""
+    node = helper.make_node
+    body = helper.make_graph(
+        [node("MatMul", ["v", "m"], ["u"]), node("Tanh", ["u"], ["next"]), node("Identity", ["go"], ["goes"]),
+         node("Identity", ["m"], ["handed"])],
+        "body",
+        [helper.make_tensor_value_info("step", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("v", FLOAT, None), helper.make_tensor_value_info("m", FLOAT, None)],
+        [helper.make_tensor_value_info("goes", TensorProto.BOOL, []), helper.make_tensor_value_info("next", FLOAT, None),
+         helper.make_tensor_value_info("handed", FLOAT, None)],
+    )  # fmt: skip
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], pads=[1] * 4), node("Conv", ["c", "k"], ["d"]), node("GlobalAveragePool", ["d"], ["p"]),
+        node("Flatten", ["p"], ["f"]), node("Loop", ["three", "", "f", "weight"], ["y", "same"], body=body),
+    ]  # fmt: skip
+    held = {"w": values(16, 8, 3, 3), "k": values(12, 16, 1, 1), "three": np.array(3), "weight": values(12, 12)}
+    x, y = helper.make_tensor_value_info("x", FLOAT, ["N", 8, 6, 6]), helper.make_tensor_value_info("y", FLOAT, ["N", 12])
+    settings, told = (
+        settings_for(saved(model_of(nodes, [x], [y], held), tmp_path), tmp_path, "macs=1.5x", simplify=False),
+        Listener(),
+    )
+    verdict = compress(settings, told)
+    assert "the MACs of 1 layers that stay as they are (u, ...) are not known: they are left out of all counts" in told.said
+    assert verdict.comparison.cost_original.macs == (16 * 8 * 9 + 12 * 16) * 36
+    assert verdict.comparison.cost_other.macs <= verdict.comparison.cost_original.macs / 1.5
