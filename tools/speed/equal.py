@@ -78,15 +78,24 @@ def by_channels(row: Row, watch: Watch) -> str:
     net, teacher = prepared.net, import_graph(load_model(MODEL)).requires_grad_(False)
     normalisation.restore(net, normalisation.restorable(case.seen.sites), prepared.calibration)
 
-    def tune(net: GraphNet, larger: float, epochs: float) -> float:
-        """Train by the recipe, with steps so many times as large; the loss of the last epoch."""
+    def tune(net: GraphNet, larger: float, epochs: float) -> None:
+        """Train by the recipe, with steps so many times as large."""
         phase = replace(recipe.finetune, lr=recipe.finetune.lr * larger, turn=recipe.finetune.turn * larger)
         name = f"fine-tuning, steps x{larger:g}"
-        history = train(net, teacher, prepared.batches, recipe, phase, name=name, epochs=epochs, report=watch.train)
-        return float(history[-1]["loss"])
+        train(net, teacher, prepared.batches, recipe, phase, name=name, epochs=epochs, report=watch.train)
 
     # It starts further away than factors do, so larger steps may suit it.
-    lost = {larger: tune(copy.deepcopy(net), larger, TRIED) for larger in LARGER}
+    images = load_data(Source(DATA, JUDGED), case.seen)
+    assert images.y_train is not None
+    pictures = torch.from_numpy(preprocess(images.x_train, images.mean, images.std))
+    lost: dict[float, float] = {}
+    for larger in LARGER:
+        tried = copy.deepcopy(net)
+        tune(tried, larger, TRIED)
+        with torch.no_grad():
+            scores = tried.eval()(pictures)[0].numpy()
+        lost[larger] = classification(scores, images.y_train)["cross_entropy"]
+        watch.say(f"steps x{larger:g}: cross-entropy {lost[larger]:.3f} after {TRIED:g} epochs")
     larger = min(lost, key=lambda larger: lost[larger])
     tune(net, larger, EPOCHS)
     nothing = RankPlan({site.key: None for site in case.seen.sites}, case.seen.cost)
