@@ -28,8 +28,8 @@ EQUAL = """## Peers at equal latency
 ResNet-20 on CIFAR-10 made so much faster, one thread, by each method; all are then fine-tuned by the default recipe, for as
 many epochs and towards the same original. `default`: `batude-onnx compress --budget latency=...`. `vbmf`: Tucker-2 ranks by
 variational Bayes as in MUSCO, scaled to the speed. `channels`: torch-pruning, by the norms of groups; of its ways to count
-channels out, the one that leaves the lowest loss on 1,024 training images before fine-tuning. `channels-larger-steps`: of steps of
-the recipe's size, 3 and 10 times that, those that leave the lowest loss on the same images after one epoch."""
+channels out, the one that leaves the lowest loss on 1,024 training images before fine-tuning. `channels-larger-steps`: of
+steps of the recipe's size, 3 and 10 times that, those that leave the lowest loss on the same images after one epoch."""
 
 ROOF = """## What stock operators leave
 
