@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from batude_onnx.decomposition import alternatives, method_of
+from batude_onnx.decomposition import alternatives, max_ranks
 from batude_onnx.errors import PlanError
 from batude_onnx.planfile import PlanFile
 from batude_onnx.records import Site
@@ -56,21 +56,17 @@ def _settle(chosen: Chosen, site: Site, method: str | None, ranks: tuple[int, ..
     """The one choice of a layer; by the method named, else by the first that has as many ranks."""
     if ranks is not None:
         ways = [way for way in alternatives(site) if method in (None, way.method)]
-        fitting = [way for way in ways if len(_most(way)) == len(ranks)]
+        fitting = [way for way in ways if len(max_ranks(way)) == len(ranks)]
         if not fitting:
-            ranked = " or ".join(f"{len(_most(way))} ({way.method})" for way in alternatives(site))
+            ranked = " or ".join(f"{len(max_ranks(way))} ({way.method})" for way in alternatives(site))
             raise PlanError(
                 f"{source}: layer {site.key} has {ranked} ranks, not {len(ranks)}{f' by {method!r}' if method else ''}"
             )
-        most = _most(fitting[0])
+        most = max_ranks(fitting[0])
         if any(rank > bound for rank, bound in zip(ranks, most, strict=True)):
             raise PlanError(f"{source}: layer {site.key} has ranks of at most {' x '.join(map(str, most))}, not {ranks}")
         chosen.sites[:] = [fitting[0] if one.key == site.key else one for one in chosen.sites]
     chosen.choices[site.key] = ranks
-
-
-def _most(site: Site) -> tuple[int, ...]:
-    return method_of(site).max_ranks(site.shape, site.geometry.groups)
 
 
 def _first(site: Site, patterns: Iterable[str]) -> str | None:

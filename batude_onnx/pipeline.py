@@ -220,8 +220,7 @@ def _at_full_rank(sites: Mapping[str, Site], graph: ir.Model) -> ir.Model:
     nodes = layers.nodes_by_key(graph)
     chains = {}
     for key in [key for key in nodes if key in sites]:
-        most = decomposition.method_of(sites[key]).max_ranks(sites[key].shape, sites[key].geometry.groups)
-        chains[key] = untrained.as_stored(sites[key], nodes[key], most)
+        chains[key] = untrained.as_stored(sites[key], nodes[key], decomposition.max_ranks(sites[key]))
     return rewrite(graph, chains)
 
 

@@ -22,7 +22,7 @@ import click
 import numpy as np
 
 from batude_onnx.budget import Gains, Losses, Terms, allocate, parse_budget, solve, solve_greedy
-from batude_onnx.decomposition import assign, method_of
+from batude_onnx.decomposition import assign, max_ranks
 from batude_onnx.loading import write_text
 from batude_onnx.records import Cost, FloatArray, Geometry, RankPlan, Site
 from tools.tables.running import hardware, versions
@@ -81,7 +81,7 @@ def drawn(sites: Sequence[Site], rng: np.random.Generator) -> Network:
     gains: dict[str, list[FloatArray]] = {}
     losses: dict[str, FloatArray] = {}
     for site in sites:
-        sizes = method_of(site).max_ranks(site.shape, site.geometry.groups)
+        sizes = max_ranks(site)
         energy = rng.uniform(0.5, 1.5, sizes)
         for axis, size in enumerate(sizes):
             fall = np.exp(-rng.uniform(2, 12) * np.arange(size) / size)

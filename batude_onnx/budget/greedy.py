@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from batude_onnx.budget.terms import Choice, Terms, plan_of, require_feasible, wasteful
-from batude_onnx.decomposition import method_of
+from batude_onnx.decomposition import max_ranks
 from batude_onnx.records import FloatArray, RankPlan, Site
 
 # gains[key][k][r]: what the (r+1)-th rank of the k-th mode adds, descending in r.
@@ -74,7 +74,7 @@ def _cost(site: Site, choice: Choice, terms: Terms) -> FloatArray:
 
 def _bounds(site: Site, gains: Sequence[FloatArray]) -> tuple[int, ...]:
     """The largest useful rank of each mode."""
-    most = method_of(site).max_ranks(site.shape, site.geometry.groups)
+    most = max_ranks(site)
     return tuple(min(bound, len(mode)) for bound, mode in zip(most, gains, strict=True))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batude_onnx.decomposition import dense_cost, method_of
+from batude_onnx.decomposition import dense_cost, max_ranks, method_of
 from batude_onnx.errors import BudgetError
 from batude_onnx.records import Alignment, Budget, Cost, FloatArray, Prices, RankPlan, Site
 
@@ -68,7 +68,7 @@ class Terms:
 
     def _prices(self, site: Site, metric: str) -> Prices:
         priced = np.asarray(self._factored(site, ranks_of(site), metric), dtype=np.float64)
-        return Prices(self._whole(site, metric), np.broadcast_to(priced, largest(site)))
+        return Prices(self._whole(site, metric), np.broadcast_to(priced, max_ranks(site)))
 
     def _whole(self, site: Site, metric: str) -> float:
         """What a layer costs as it is."""
@@ -89,7 +89,7 @@ class Terms:
         return self.itemsize.get(site.key, 4) * cost.params + (links - 1) * (BYTES_OF_A_LAYER + 4 * len(site.key))
 
     def _times(self, site: Site) -> Prices:
-        return self.times.get((site.key, str(site.method))) or Prices(0.0, np.full(largest(site), np.inf))
+        return self.times.get((site.key, str(site.method))) or Prices(0.0, np.full(max_ranks(site), np.inf))
 
     def price(self, site: Site, choice: Choice, metric: str) -> float:
         """What a layer costs under a choice."""
@@ -121,7 +121,7 @@ class Terms:
     def allowed(self, site: Site) -> Mask:
         """Which ranks may be taken: worth their price under at least one limit and dearer than the layer under none, aligned,
         none larger than the rest of the core can fill; or the one choice that was made."""
-        key, most = (site.key, site.method), largest(site)
+        key, most = (site.key, site.method), max_ranks(site)
         if key not in self._masks:
             self._masks[key] = np.packbits(self._allowed(site, most))
         return np.unpackbits(self._masks[key], count=prod(most)).view(np.bool_).reshape(most)
@@ -149,14 +149,9 @@ class Terms:
         return self.choices.get(site.key) is None
 
 
-def largest(site: Site) -> tuple[int, ...]:
-    """The largest useful rank of each mode."""
-    return method_of(site).max_ranks(site.shape, site.geometry.groups)
-
-
 def ranks_of(site: Site) -> tuple[npt.NDArray[np.int64], ...]:
     """All ranks of each mode, in arrays that broadcast against each other to every combination."""
-    return tuple(axis + 1 for axis in np.indices(largest(site), sparse=True))
+    return tuple(axis + 1 for axis in np.indices(max_ranks(site), sparse=True))
 
 
 def wasteful(site: Site, ranks: tuple[Any, ...]) -> Any:

@@ -64,14 +64,20 @@ def _parts(texts: Iterable[str]) -> list[tuple[str, str]]:
     return list(parts.items())
 
 
+def _shown(metric: str, text: str) -> str:
+    """A limit as it was asked for."""
+    return text if metric == "params" else f"{metric}={text.strip()}"
+
+
 def _amount(metric: str, text: str) -> tuple[Fraction, str]:
     """The number that a text says, and its unit: `x`, `%`, or one of the metric's."""
     units, example = METRICS[metric]
     match = _NUMBER.fullmatch(text.strip())
     unit = "" if match is None else match["unit"].lower()
     if match is None or unit not in ("x", "%", *units):
-        shown = text if metric == "params" else f"{metric}={text.strip()}"
-        raise BudgetError(f"budget {shown!r} is not understood: write a ratio (2.5x), a share (40%) or an amount ({example})")
+        raise BudgetError(
+            f"budget {_shown(metric, text)!r} is not understood: write a ratio (2.5x), a share (40%) or an amount ({example})"
+        )
     # Exact, so that 1.001k is 1001 and a ratio is never overspent by a rounding.
     number = Fraction(Decimal(match["number"]))
     if not unit and number.denominator > 1:
@@ -83,7 +89,7 @@ def _limit(metric: str, text: str, original: Cost) -> Limit:
     units, _ = METRICS[metric]
     number, unit = _amount(metric, text)
     whole = original.of(metric)
-    shown = text if metric == "params" else f"{metric}={text.strip()}"
+    shown = _shown(metric, text)
     if unit == "x":
         if number < 1:
             raise BudgetError(f"budget {text!r} is not a reduction: the ratio must be 1x or more, such as 2.5x")

@@ -94,6 +94,11 @@ def has_core(shape: tuple[int, ...], groups: int) -> str | None:
     return "kernel of one point: nothing for a spatial core" if prod(shape[2:]) == 1 else None
 
 
+def max_ranks(site: Site) -> Ranks:
+    """The largest useful rank of each mode, by the method assigned to a compressible site."""
+    return method_of(site).max_ranks(site.shape, site.geometry.groups)
+
+
 def ones(by: Method, site: Site) -> Ranks:
     """Rank 1 throughout."""
     return (1,) * len(by.max_ranks(site.shape, site.geometry.groups))

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from batude_onnx.decomposition import alternatives, method_of
+from batude_onnx.decomposition import alternatives, max_ranks, method_of
 from batude_onnx.records import FloatArray, Geometry, Prices, Site
 from batude_onnx.speed.attribution import attribute
 from batude_onnx.speed.skeleton import Ranks, skeleton
@@ -57,13 +57,12 @@ class SpeedModel:
         if site.key not in self.whole:
             return None
         samples = self.chains.get((site.key, str(site.method)))
-        method = method_of(site)
-        most = method.max_ranks(site.shape, site.geometry.groups)
+        most = max_ranks(site)
         if samples is None:
             return Prices(self.whole[site.key] + self.node, np.full(most, np.inf))
         ranks = tuple(axis + 1 for axis in np.indices(most))
         total = np.zeros(most)
-        for (shape, geometry), link in zip(method.outline(site.shape, site.geometry, ranks), samples, strict=True):
+        for (shape, geometry), link in zip(method_of(site).outline(site.shape, site.geometry, ranks), samples, strict=True):
             into, out = ends(shape, geometry, self.block)
             total = total + _time(link, into, out) + self.node
         return Prices(self.whole[site.key] + self.node, total)
@@ -123,8 +122,7 @@ def measure(
 
 def ladder(site: Site, block: int) -> list[Ranks]:
     """The ranks at which the chain of `site` is measured: whole blocks, each combination once; none where a block is too much."""
-    method = method_of(site)
-    most = [bound // block for bound in method.max_ranks(site.shape, site.geometry.groups)]
+    most = [bound // block for bound in max_ranks(site)]
     if not all(most):
         return []
     found: dict[Ranks, None] = {}

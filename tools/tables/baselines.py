@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from batude_onnx.budget import Terms, plan_of, require_feasible
-from batude_onnx.decomposition import Metric, linalg, method_of
+from batude_onnx.decomposition import Metric, linalg, max_ranks, method_of
 from batude_onnx.records import RankPlan, Site
 from batude_onnx.training.bcadl import Copies
 from batude_onnx.training.recipe import RECIPES, register
@@ -29,7 +29,7 @@ def scaled(sites: Sequence[Site], wanted: Mapping[str, Ranks], terms: Terms) -> 
     def plan(factor: float) -> RankPlan:
         choices: dict[str, Ranks | None] = {}
         for site in sites:
-            most = method_of(site).max_ranks(site.shape, site.geometry.groups)
+            most = max_ranks(site)
             ranks = tuple(min(bound, max(1, int(factor * rank))) for rank, bound in zip(wanted[site.key], most, strict=True))
             worth = terms.price(site, ranks, limit.metric) < terms.price(site, None, limit.metric)
             choices[site.key] = ranks if worth else None
@@ -66,7 +66,7 @@ class UniformRules(PlainRules):
     """The same fraction of the full ranks in every layer."""
 
     def ranks(self, v: Mapping[str, Copies]) -> RankPlan:
-        most = {site.key: method_of(site).max_ranks(site.shape, site.geometry.groups) for site in self.sites}
+        most = {site.key: max_ranks(site) for site in self.sites}
         return scaled(self.sites, most, self.terms)
 
 
