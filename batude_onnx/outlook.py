@@ -47,7 +47,7 @@ def _row(site: Site, terms: Terms, plan: RankPlan, damage: Mapping[str, FloatArr
 
 
 def _cost(site: Site, terms: Terms, ranks: tuple[int, ...] | None) -> Cost:
-    size, latency = (terms.price(site, ranks, metric) if metric in terms.metrics else 0.0 for metric in ("size", "latency"))
+    size, latency = (terms.price(site, ranks, metric) if metric in terms.metrics else None for metric in ("size", "latency"))
     return Cost(int(terms.price(site, ranks, "params")), int(terms.price(site, ranks, "macs")), size, latency)
 
 

@@ -59,7 +59,7 @@ def _over(case: Case, limit: Limit, shapes: ir.Model, planned: Planned, watch: W
         return _bytes(shapes) / limit.limit
     other = open_graph(shapes, case.settings.provider, case.settings.threads)
     found = compare_latency(case.original, other, _sample(case), runs=1000, seconds=SECONDS)
-    predicted, real = planned.plan.cost.latency, float(found["min_b_ms"])
+    predicted, real = float(planned.plan.cost.of("latency")), float(found["min_b_ms"])
     watch.say(
         f"time predicted: {predicted:.3f} ms, measured: {real:.3f} ms ({100 * (predicted / real - 1):+.0f} %), "
         f"{float(found['ratio']):.2f}x as fast as the original"

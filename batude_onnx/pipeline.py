@@ -111,7 +111,9 @@ def plan(settings: Settings, watch: Watch | None = None, *, sweep: Sequence[str]
 
 def inspect(path: Path, inputs: Wishes | None = None) -> Survey:
     """All layers of a model, with their costs and whether they can be compressed."""
-    return survey(load_model(path), inputs)
+    model = load_model(path)
+    seen = survey(model, inputs)
+    return replace(seen, cost=replace(seen.cost, size=bytes_of(path, *external_files(model))))
 
 
 def validate(

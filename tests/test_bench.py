@@ -73,7 +73,7 @@ def test_tables_are_printed(slimmer: Path) -> None:
 
 
 def test_what_is_slower_is_named_and_what_is_not_is_not() -> None:
-    rows = (LayerTime("a", 3, 1.0, 1.5, 10, 5), LayerTime("b", 1, 1.0, 1.01, 10, 0))
+    rows = (LayerTime("a", 3, 1.0, 1.5, 10, 5), LayerTime("b", 1, 1.0, 1.01, 10, 0), LayerTime("c", 3, 0.01, 0.02, 10, 5))
     timing: dict[str, float | int | str] = {
         "ratio": 1.0,
         "spread": 0.0,
@@ -85,7 +85,8 @@ def test_what_is_slower_is_named_and_what_is_not_is_not() -> None:
     found = Benchmark("x", "y", timing, timing, (2**20, 2**21), rows, 0.5, 0.0, 20, 10)
     lines = text_of(time_table(found)).splitlines()
     assert "lost 0.500 ms" in next(line for line in lines if line.startswith("a "))
-    assert "lost" not in next(line for line in lines if line.startswith("b "))
+    # Twice the time of a layer that takes hardly any is no loss worth a name.
+    assert not any("lost" in line for line in lines if line.startswith(("b ", "c ")))
     assert "2,000.0 /s" in text_of(benchmark_table(found))
 
 

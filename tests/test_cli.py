@@ -227,7 +227,7 @@ def test_a_folder_that_may_not_be_written(place: Path) -> None:
     (place / "folder").chmod(0o500)
     result = run(*compress(output="folder/out.onnx"))
     assert result.exit_code == errors.OutputError.exit_code
-    assert "no permission to write here" in result.stderr
+    assert "cannot be written (Permission denied)" in result.stderr
 
 
 def test_a_place_that_cannot_be_written_after_all(place: Path) -> None:

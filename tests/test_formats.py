@@ -144,7 +144,7 @@ def test_layers_change_their_method_where_measuring_calls_for_less_than_it_can_g
     assert "tucker2" in [made.method for made in loose.sites]
     tight = loose.under(timed(1.0))
     assert [made.method for made in tight.sites] == ["separable", "separable"]
-    assert tight.plan.cost.latency <= 1.0
+    assert tight.plan.cost.of("latency") <= 1.0
 
 
 def test_of_two_methods_that_lose_the_same_the_cheaper_is_taken() -> None:
@@ -167,7 +167,7 @@ def test_a_method_without_times_is_not_taken_for_one_that_costs_nothing() -> Non
         planned = planning.plan_layers(
             SITES, WEIGHTS, terms, replace(RECIPES["default"], measures=False), {}, planning.unmeasured
         )
-        assert planned.plan.cost.latency <= limit
+        assert planned.plan.cost.of("latency") <= limit
     with pytest.raises(BudgetError, match=r"latency=2\.300ms"):
         require_feasible(SITES, replace(some.tightened({"latency": 2.2}), times=times), RECIPES["default"].ways)
 

@@ -115,8 +115,19 @@ def test_paths_that_are_no_place_for_a_file(tmp_path: Path) -> None:
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Asked through os.access, as tests that run as root may write anywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (tmp_path / "out.onnx").touch()
     with pytest.raises(OutputError, match="no permission"):
         check_writable(tmp_path / "out.onnx")
+
+
+def test_a_place_where_nothing_can_be_made(tmp_path: Path) -> None:
+    # What each of the two is called depends on the system; that nothing can be written there does not.
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_writable(tmp_path / f"{'n' * 250}.onnx")
+    if Path("/proc/self").is_dir():
+        with pytest.raises(OutputError, match="cannot be written"):
+            check_writable(Path("/proc/self/out.onnx"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_input_is_never_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

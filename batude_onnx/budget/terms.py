@@ -225,5 +225,5 @@ def plan_of(sites: Sequence[Site], choices: Mapping[str, Choice], terms: Terms) 
     def cost(metric: str) -> float:
         return terms.fixed(sites, metric) + sum(terms.price(site, choices[site.key], metric) for site in sites)
 
-    size, latency = (cost(metric) if metric in terms.metrics else 0.0 for metric in ("size", "latency"))
+    size, latency = (cost(metric) if metric in terms.metrics else None for metric in ("size", "latency"))
     return RankPlan(dict(choices), Cost(round(cost("params")), round(cost("macs")), size, latency))

@@ -43,8 +43,13 @@ def check_writable(path: Path, *inputs: Path) -> None:
     # A rename onto a device such as /dev/null would replace the device.
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: this is not a regular file; choose another output")
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if path.exists() and not os.access(path, os.W_OK):
         raise OutputError(f"{path}: no permission to write here; choose another output")
+    # What can be written is only known by writing: not every file system tells, nor how long a name may be.
+    try:
+        _aside(path).rmdir()
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
     for source in inputs:
         for written in (path, data_path(path)):
             if _same(written, source):
@@ -58,7 +63,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     they were; an OSError becomes an OutputError, every other exception passes.
     """
     try:
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        aside = _aside(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     try:
@@ -71,6 +76,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """A new folder beside `path`. Raises OSError."""
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,20 +13,26 @@ from batude_onnx.records.arrays import FloatArray
 class Cost:
     """What a layer or a network costs: weight elements, multiply-accumulates per sample, bytes of the file, ms of a run.
 
-    The last two are of whole networks, and 0 where nobody has asked.
+    The last two are None where nobody has asked.
     """
 
     params: int
     macs: int
-    size: float = 0
-    latency: float = 0
+    size: float | None = None
+    latency: float | None = None
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.params + other.params, self.macs + other.macs, self.size + other.size, self.latency + other.latency)
+        size, latency = _plus(self.size, other.size), _plus(self.latency, other.latency)
+        return Cost(self.params + other.params, self.macs + other.macs, size, latency)
 
     def of(self, metric: str) -> Any:
         """The value of `metric`, the name of a field."""
         return getattr(self, metric)
+
+
+def _plus(one: float | None, other: float | None) -> float | None:
+    """What is not known adds nothing to what is."""
+    return one if other is None else other if one is None else one + other
 
 
 @dataclass(frozen=True)

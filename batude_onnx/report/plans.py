@@ -24,7 +24,7 @@ def _table(*columns: str) -> Table:
 
 def plan_table(found: Outlook) -> Table:
     """Ranks, and what each layer costs before and after."""
-    timed = bool(found.predicted.latency)
+    timed = found.predicted.latency is not None
     table = _table("layer", "ranks", "params", "", "MACs", "", *(("ms", "") if timed else ()), "loss")
     table.columns[1].justify = "left"
     for layer in found.layers:
@@ -32,7 +32,7 @@ def plan_table(found: Outlook) -> Table:
             table.add_row(layer.key, f"whole: {layer.reason}")
             continue
         a, b = layer.before, layer.after
-        times = (f"{a.latency:.3f}", f"{b.latency:.3f}") if timed else ()
+        times = (f"{a.latency:.3f}", f"{b.latency:.3f}") if a.latency is not None and b.latency is not None else ()
         ranks = f"{' x '.join(map(str, layer.ranks))} ({layer.method})"
         macs = (number(a.macs or None), number(b.macs or None))
         table.add_row(layer.key, ranks, number(a.params), number(b.params), *macs, *times, f"{layer.loss:.2g}")
@@ -53,9 +53,9 @@ def _values(a: Cost, b: Cost) -> dict[str, tuple[str, str, str]]:
     rows = {"parameters": (number(a.params), number(b.params), _less(a.params, b.params))}
     if a.macs:
         rows["MACs"] = number(a.macs), number(b.macs), _less(a.macs, b.macs)
-    if b.size:
+    if a.size is not None and b.size is not None:
         rows["bytes of the file"] = number(a.size), number(b.size), _less(a.size, b.size)
-    if b.latency:
+    if a.latency is not None and b.latency is not None:
         rows["latency"] = f"{a.latency:.3f} ms", f"{b.latency:.3f} ms", f"{a.latency / b.latency:.2f}x as fast"
     return rows
 

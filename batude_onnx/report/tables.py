@@ -8,8 +8,8 @@ from rich.table import Table
 
 from batude_onnx.records import Benchmark, Comparison, Cost, Site, Verdict
 
-# A layer that takes so much longer than before is named: less may be a matter of chance.
-LOST = 1.05
+# A layer that takes so much longer than before is named, if that is a part of the whole time that matters: less may be chance.
+LOST, MATTERS = 1.05, 0.01
 
 
 def number(value: float | None, unit: str = "") -> str:
@@ -135,9 +135,11 @@ def benchmark_table(found: Benchmark) -> Table:
 def time_table(found: Benchmark) -> Table:
     """Where the time goes: each layer of the first model and what stands in its place in the second, and what got slower."""
     table = _plain("layer", "links", "first ms", "second ms", "as fast", "fewer MACs", "")
+    least = MATTERS * (found.rest_first + sum(row.first_ms for row in found.layers))
     for row in found.layers:
         fewer = f"{row.macs_first / row.macs_other:.2f}x" if row.macs_first and row.macs_other else "-"
-        lost = f"lost {row.other_ms - row.first_ms:.3f} ms" if row.other_ms > LOST * row.first_ms else ""
+        more = row.other_ms - row.first_ms
+        lost = f"lost {more:.3f} ms" if row.other_ms > LOST * row.first_ms and more > least else ""
         ratio = f"{row.first_ms / row.other_ms:.2f}x"
         table.add_row(row.key, str(row.links), f"{row.first_ms:.3f}", f"{row.other_ms:.3f}", ratio, fewer, lost)
     rest = f"{found.rest_first / found.rest_other:.2f}x" if found.rest_other > 0 else "-"
