@@ -60,6 +60,14 @@ class BudgetMissedError(BatudeError):
     exit_code = 10
 
 
+class TooSlowError(BudgetMissedError):
+    """The finished file takes `share` times the time that the budget allows."""
+
+    def __init__(self, text: str, share: float) -> None:
+        super().__init__(text)
+        self.share = share
+
+
 class RuntimeMissingError(BatudeError):
     """onnxruntime is not installed, or the execution provider asked for is not really there."""
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from batude_onnx import speed
 from batude_onnx.budget import amount
-from batude_onnx.errors import BudgetError, BudgetMissedError
+from batude_onnx.errors import BudgetError, TooSlowError
 from batude_onnx.opening import Case
 from batude_onnx.pricing import sample_of
 from batude_onnx.records import Limit
@@ -44,13 +44,24 @@ def paced(case: Case, planned: Planned, watch: Watch) -> Planned:
         over = {limit.metric: _over(case, limit, shapes, planned, watch) for limit in measured}
         if all(share <= 1 for share in over.values()):
             return planned
-        # Below what this plan was predicted to take, too: the next one would else be the same, as costs go in steps.
-        for metric in (metric for metric, share in over.items() if share > 1):
-            tight[metric] = min(tight[metric] / over[metric], planned.plan.cost.of(metric) * (1 - STEP))
+        tight.update({metric: _tighter(planned, metric, tight[metric], share) for metric, share in over.items() if share > 1})
         planned = planned.under(case.terms.tightened(tight))
     if not measured:
         return planned
     raise BudgetError(f"budget {case.budget.text!r} was not met in {ROUNDS} rounds of measuring: give a looser one")
+
+
+def faster(case: Case, planned: Planned, share: float) -> Planned:
+    """As much less than `planned` as it takes to need 1 / `share` of its time; raises BudgetError where there is no such plan."""
+    return planned.under(case.terms.tightened({"latency": _tighter(planned, "latency", planned.plan.cost.of("latency"), share)}))
+
+
+def _tighter(planned: Planned, metric: str, limit: float, share: float) -> float:
+    """A limit for a plan that takes `share` times too much under this one.
+
+    Below what that plan was predicted to take, too: the next one would else be the same, as costs go in steps.
+    """
+    return min(limit / share, float(planned.plan.cost.of(metric)) * (1 - STEP))
 
 
 def _over(case: Case, limit: Limit, shapes: ir.Model, planned: Planned, watch: Watch) -> float:
@@ -80,8 +91,8 @@ def _taken(limit: Limit, found: Latency) -> float:
 
 
 def held(case: Case, session: Session) -> Latency:
-    """How fast the finished file is, measured at length: the minima of all tries count. Raises BudgetMissedError where it is not
-    fast enough."""
+    """How fast the finished file is, measured at length: the minima of all tries count. Raises TooSlowError where it is not fast
+    enough."""
     limit = next(limit for limit in case.budget.limits if limit.metric == "latency")
     found: Latency = {}
     for _ in range(TRIES):
@@ -89,9 +100,10 @@ def held(case: Case, session: Session) -> Latency:
         if _taken(limit, found) <= 1:
             return found
     spread = f"spread {100 * float(found['spread']):.0f} %"
-    raise BudgetMissedError(
+    raise TooSlowError(
         f"the finished file takes {amount(float(found['min_b_ms']), 'latency')}, {float(found['ratio']):.2f}x as fast as the "
-        f"original ({spread}), the budget {limit.text!r} allows {amount(limit.limit, 'latency')}; nothing was written"
+        f"original ({spread}), the budget {limit.text!r} allows {amount(limit.limit, 'latency')}; nothing was written",
+        _taken(limit, found),
     )
 
 

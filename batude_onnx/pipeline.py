@@ -14,9 +14,11 @@ import onnx_ir as ir
 from batude_onnx import benching, bookkeeping, decomposition, layers, outlook, pacing, trained, untrained
 from batude_onnx.budget import amount, require_feasible
 from batude_onnx.errors import (
+    BudgetError,
     BudgetMissedError,
     OutputError,
     ParityError,
+    TooSlowError,
     UnsupportedError,
 )
 from batude_onnx.loading import (
@@ -52,6 +54,10 @@ from batude_onnx.validation import compare, open_file, open_graph, require
 
 # Runs of a model of several inputs on which its rewrite is proved.
 PROVED = 16
+# How often a finished file that is too slow is made smaller.
+AGAIN = 2
+
+Way = trained.Prepared | untrained.Sampled | Planned
 
 
 def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
@@ -70,15 +76,16 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     surgery = _prove_surgery(case)
     watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
     with Spool(settings.output.parent, settings.output) as spool:
-        result, expected = _compressed(case, watch, began, spool)
-        notes = bookkeeping.metadata(case, result.plan, result.chains)
-        keep = spool.keep if case.large else None
-        finished = rewrite(case.model, result.chains, weights=result.weights, biases=result.biases, metadata=notes, keep=keep)
-        if settings.simplify:
-            finished = _simplified(finished, case, watch)
-        proofs: list[tuple[tuple[OutputDifference, ...], Comparison]] = []
-        save_model(finished, settings.output, lambda path: proofs.append(_prove(path, case, result, expected)))
-        parity, comparison = proofs[0]
+        way = _planned(case, watch)
+        result, expected = _compressed(case, way, watch, began, spool)
+        for last in (False,) * AGAIN + (True,):
+            try:
+                parity, comparison = _written(case, result, expected, watch, spool)
+                break
+            except TooSlowError as error:
+                if last:
+                    raise
+                way, result, expected = _faster(case, way, result, error, watch, spool)
         methods = bookkeeping.methods(result.chains)
     verdict = Verdict(
         budget=case.budget,
@@ -235,20 +242,42 @@ def _where(case: Case, graphs: Callable[[], tuple[ir.Model, ir.Model]]) -> str:
     return "all values on the way that both have are equal" if found is None else str(found)
 
 
-def _compressed(case: Case, watch: Watch, began: float, spool: Spool) -> tuple[TrainResult, Feeds]:
+def _compressed(case: Case, way: Way, watch: Watch, began: float, spool: Spool) -> tuple[TrainResult, Feeds]:
     """Ranks and factors, and what the finished file must give; by training where there is data and the graph can be imported."""
-    way = _planned(case, watch)
     if isinstance(way, trained.Prepared):
         result, outputs = trained.finish(case, way, watch, began)
         return result, outputs if outputs is not None else _dense_outputs(case, result)
-    if isinstance(way, untrained.Sampled):
-        result = untrained.from_samples(case, way, watch)
-        return result, _dense_outputs(case, result)
-    result = untrained.from_weights(case, way, spool)
+    result = _untrained(case, way, watch, spool)
     return result, _dense_outputs(case, result)
 
 
-def _planned(case: Case, watch: Watch) -> trained.Prepared | untrained.Sampled | Planned:
+def _untrained(case: Case, way: untrained.Sampled | Planned, watch: Watch, spool: Spool) -> TrainResult:
+    if isinstance(way, untrained.Sampled):
+        return untrained.from_samples(case, way, watch)
+    return untrained.from_weights(case, way, spool)
+
+
+def _faster(
+    case: Case, way: Way, result: TrainResult, error: TooSlowError, watch: Watch, spool: Spool
+) -> tuple[Way, TrainResult, Feeds]:
+    """The same with smaller ranks, fitted to what was trained: no training is lost over a little time. Raises `error` where no
+    ranks are small enough."""
+    try:
+        planned = pacing.faster(case, way if isinstance(way, Planned) else way.planned, error.share)
+    except BudgetError:
+        raise error from None
+    watch.say(f"the finished file takes {100 * (error.share - 1):.1f} % too long: its ranks are made smaller, and fitted again")
+    if isinstance(way, trained.Prepared):
+        prepared = replace(way, planned=planned)
+        found, outputs = trained.smaller(case, prepared, watch)
+        found = replace(found, history=result.history)
+        return prepared, found, outputs if outputs is not None else _dense_outputs(case, found)
+    again = planned if isinstance(way, Planned) else replace(way, planned=planned)
+    found = _untrained(case, again, watch, spool)
+    return again, found, _dense_outputs(case, found)
+
+
+def _planned(case: Case, watch: Watch) -> Way:
     """The ranks, and what was measured for them: with torch, in onnxruntime, or nothing."""
     if case.settings.data is None:
         watch.say(
@@ -302,6 +331,20 @@ def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
             skipped = str(error)
     watch.say(f"not simplified: {skipped}")
     return model
+
+
+def _written(
+    case: Case, result: TrainResult, expected: Feeds, watch: Watch, spool: Spool
+) -> tuple[tuple[OutputDifference, ...], Comparison]:
+    """The file written, if every proof holds: what was proved."""
+    notes = bookkeeping.metadata(case, result.plan, result.chains)
+    keep = spool.keep if case.large else None
+    finished = rewrite(case.model, result.chains, weights=result.weights, biases=result.biases, metadata=notes, keep=keep)
+    if case.settings.simplify:
+        finished = _simplified(finished, case, watch)
+    proofs: list[tuple[tuple[OutputDifference, ...], Comparison]] = []
+    save_model(finished, case.settings.output, lambda path: proofs.append(_prove(path, case, result, expected)))
+    return proofs[0]
 
 
 def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tuple[tuple[OutputDifference, ...], Comparison]:

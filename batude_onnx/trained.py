@@ -24,7 +24,7 @@ from batude_onnx.importer import GraphNet, import_graph, inlined
 from batude_onnx.opening import Case, classes
 from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, batch_of, outputs_of
-from batude_onnx.records import FloatArray, Site, TrainResult
+from batude_onnx.records import FloatArray, RankPlan, Site, TrainResult
 from batude_onnx.settings import Watch
 from batude_onnx.trainable import imported, listed, trained
 from batude_onnx.training import compressing, judging, normalisation, planning, refit, sensitivity, statistics
@@ -115,11 +115,7 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
                 seconds=None if timetable is None else recipe.share * timetable.left(),
             )  # fmt: skip
             metrics = statistics.collect_metrics(net, sites, prepared.moments, settings.seed) if recipe.measures else {}
-    dense = copy.deepcopy(net)
-    compressing.decompose(net, sites, plan, metrics)
-    if recipe.refit:
-        chosen = [site for site in sites if site.key in plan.chosen()]
-        refit.refit(net, dense, chosen, prepared.calibration, metrics, partial(watch.count, "re-fitting"))
+    _factored(case, prepared, plan, metrics, watch)
     if epochs:
         tuned, note = judging.kept_if_better(
             net, teacher, batches.sample(JUDGED, settings.seed + 3), recipe.objective,
@@ -132,6 +128,23 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
         if note:
             watch.say(note)
     return compressing.harvest(net, case.seen.sites, plan, history), None if net.refused else _outputs(net, case)
+
+
+def smaller(case: Case, prepared: Prepared, watch: Watch) -> tuple[TrainResult, Feeds | None]:
+    """The network that `finish` has trained with the ranks of another plan, fitted in closed form to what it was."""
+    net, plan = prepared.net, prepared.planned.plan
+    _factored(case, prepared, plan, prepared.metrics, watch)
+    return compressing.harvest(net, case.seen.sites, plan), None if net.refused else _outputs(net, case)
+
+
+def _factored(case: Case, prepared: Prepared, plan: RankPlan, metrics: Mapping[str, Metric], watch: Watch) -> None:
+    """The layers of the plan as chains in `prepared.net`, later ones fitted to make up for earlier ones."""
+    net, sites, recipe = prepared.net, prepared.planned.sites, RECIPES[case.settings.recipe]
+    before = copy.deepcopy(net)
+    compressing.decompose(net, sites, plan, metrics)
+    if recipe.refit:
+        chosen = [site for site in sites if site.key in plan.chosen()]
+        refit.refit(net, before, chosen, prepared.calibration, metrics, partial(watch.count, "re-fitting"))
 
 
 def _cut(case: Case, net: GraphNet, teacher: GraphNet, watch: Watch) -> None:

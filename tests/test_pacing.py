@@ -11,16 +11,17 @@ import pytest
 from onnx import helper
 
 from batude_onnx import pacing
-from batude_onnx.errors import BudgetError, BudgetMissedError
+from batude_onnx.errors import BudgetError, BudgetMissedError, TooSlowError
 from batude_onnx.opening import Case, open_case
 from batude_onnx.pipeline import compress, plan
 from batude_onnx.records import Limit, Verdict
-from batude_onnx.settings import Settings, Watch
+from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.speed import cache
 from batude_onnx.speed import model as timing
 from batude_onnx.training.planning import Planned
+from batude_onnx.validation import Session
 from tests.layer_models import one_node, values
-from tests.pipelines import check, saved
+from tests.pipelines import Listener, check, saved
 
 MODEL = Path("models/resnet20-cifar10.onnx")
 
@@ -105,6 +106,48 @@ def test_a_finished_file_that_is_too_slow_is_not_written(tmp_path: Path, monkeyp
     monkeypatch.setattr(pacing, "LONG_SECONDS", 0.05)
     with pytest.raises(BudgetMissedError, match="as fast as the original"):
         run(tmp_path, "latency=1.1x")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("trains", [True, False], ids=["trained", "from its weights"])
+def test_a_finished_file_that_is_too_slow_is_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cifar_slice: Path, trains: bool
+) -> None:
+    """As on a machine that has slowed down since the plan was measured."""
+    held, first = pacing.held, iter([1.2])
+
+    def at_first_too_slow(case: Case, session: Session) -> Mapping[str, float | int | str]:
+        if (share := next(first, None)) is not None:
+            raise TooSlowError("too slow", share)
+        return held(case, session)
+
+    monkeypatch.setattr(pacing, "held", at_first_too_slow)
+    told, more = Listener(), {"data": Source(cifar_slice), "epochs": 1.0} if trains else {}
+    verdict = run(tmp_path, "latency=1.15x", told, **more)
+    check(verdict, Settings(MODEL, tmp_path / "out.onnx", "latency=1.15x"))
+    assert "the finished file takes 20.0 % too long: its ranks are made smaller, and fitted again" in told.said
+    ratio, predicted = float(verdict.comparison.latency["ratio"]), verdict.facts["predicted"]
+    assert ratio >= 1.15
+    assert isinstance(predicted, dict)
+    whole = Settings(MODEL, tmp_path / "plan.json", "latency=1.15x", threads=1)
+    assert predicted["latency"] < plan(whole).predicted.of("latency") / 1.15
+    if trains:
+        # What was trained is kept, and says so.
+        assert {row["phase"] for row in verdict.history} == {"fine-tuning"}
+        assert verdict.comparison.quality_other["top1"] > verdict.comparison.quality_original["top1"] - 10
+
+
+def test_a_file_that_stays_too_slow_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def slow(case: Case, session: Session) -> Mapping[str, float | int | str]:
+        shares.append(1.02)
+        raise TooSlowError("too slow", 1.02)
+
+    monkeypatch.setattr(pacing, "held", slow)
+    with pytest.raises(TooSlowError):
+        run(tmp_path, "latency=1.1x")
+    assert len(shares) == 3
     assert not (tmp_path / "out.onnx").exists()
 
 

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from batude_onnx.records import FactorChain, Geometry, Layout
+from batude_onnx.decomposition import method
+from batude_onnx.importer import GraphNet
+from batude_onnx.records import FactorChain, Geometry, Layout, Site
+from batude_onnx.training.statistics import canonical
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -103,3 +106,13 @@ class ChainModule(nn.Module):
                 )
             )
         return replace(self.chain, layers=tuple(layers))
+
+
+def dense(net: GraphNet, site: Site) -> tuple[Tensor, Tensor | None]:
+    """What a layer of `net` computes, detached: its canonical weight and its bias, or those that the chain in its place makes."""
+    op = net.operation(site.key)
+    if not isinstance(op, ChainModule):
+        return canonical(site, net.weight(site.weight).detach()), None if site.bias is None else net.weight(site.bias).detach()
+    chain, device = op.trained(), op.weights[0].device
+    bias = chain.layers[-1].bias
+    return method(chain.method).reconstruct(chain).float().to(device), None if bias is None else torch.from_numpy(bias).to(device)

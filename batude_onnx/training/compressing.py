@@ -14,7 +14,7 @@ from batude_onnx.importer import GraphNet
 from batude_onnx.records import FactorChain, FloatArray, RankPlan, Site, TrainResult
 from batude_onnx.training import bcadl
 from batude_onnx.training.batches import Batches
-from batude_onnx.training.chain_module import ChainModule
+from batude_onnx.training.chain_module import ChainModule, dense
 from batude_onnx.training.loop import Hooks, Report, train
 from batude_onnx.training.normalisation import RestoredBatchNorm, fold
 from batude_onnx.training.recipe import Recipe
@@ -90,16 +90,18 @@ def learn_ranks(
 
 
 def decompose(net: GraphNet, sites: Sequence[Site], plan: RankPlan, metrics: Mapping[str, Metric]) -> None:
-    """Put the factor chain of each chosen layer in its place in `net`."""
+    """Put the factor chain of each chosen layer in its place in `net`, also where another chain stands there.
+
+    A chain stays where the plan has the layer whole.
+    """
     for site in sites:
         ranks = plan.ranks[site.key]
         if ranks is None:
             continue
-        parameter = net.weight(site.weight)
-        weight = canonical(site, parameter.detach()).cpu().contiguous()
-        bias = None if site.bias is None else net.weight(site.bias).detach().cpu()
-        chain = method_of(site).factor(weight, bias, site.geometry, ranks, metrics.get(site.key))
-        net.replace(site.key, ChainModule(chain).to(parameter.device))
+        weight, bias = dense(net, site)
+        stored = weight.cpu().contiguous(), None if bias is None else bias.cpu()
+        chain = method_of(site).factor(*stored, site.geometry, ranks, metrics.get(site.key))
+        net.replace(site.key, ChainModule(chain).to(weight.device))
 
 
 def _array(tensor: Tensor) -> FloatArray:
@@ -109,7 +111,8 @@ def _array(tensor: Tensor) -> FloatArray:
 def harvest(net: GraphNet, sites: Sequence[Site], plan: RankPlan, history: History = ()) -> TrainResult:
     """All that training has changed, as arrays, with the restored BatchNorms folded into the layers before them.
 
-    `sites` are all layers of the graph, the ones left whole too.
+    `sites` are all layers of the graph, the ones left whole too. The plan of the result has the ranks of the chains that stand
+    in `net`.
     """
     chains: dict[str, FactorChain] = {}
     weights: dict[str, FloatArray] = {name: _array(net.weight(name)) for name in net.weight_names()}
@@ -131,7 +134,8 @@ def harvest(net: GraphNet, sites: Sequence[Site], plan: RankPlan, history: Histo
                 biases[site.key] = _array(moved)
             else:
                 weights[site.bias] = _array(moved)
-    return TrainResult(plan, chains, weights, biases, history)
+    standing = replace(plan, ranks={**plan.ranks, **{key: chain.ranks for key, chain in chains.items()}})
+    return TrainResult(standing, chains, weights, biases, history)
 
 
 def _folded(chain: FactorChain, norm: RestoredBatchNorm) -> FactorChain:

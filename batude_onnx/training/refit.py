@@ -20,9 +20,8 @@ from torch import Tensor
 from batude_onnx.decomposition import Metric, method, method_of
 from batude_onnx.importer import GraphNet
 from batude_onnx.records import FactorChain, Site
-from batude_onnx.training.chain_module import ChainModule
+from batude_onnx.training.chain_module import ChainModule, dense
 from batude_onnx.training.features import Sums, collect
-from batude_onnx.training.statistics import canonical
 
 RIDGE = 1e-3
 
@@ -51,9 +50,9 @@ class Regression:
         found = method_of(self.site).regress(weight, self.gram, bias, self.site.geometry, ranks, self.metric)
         if not self.biased:
             return found
-        dense = method(found.method).reconstruct(found).reshape(self.best.shape)
+        whole = method(found.method).reconstruct(found).reshape(self.best.shape)
         *first, last = found.layers
-        return replace(found, layers=(*first, replace(last, bias=self._bias(dense).numpy())))
+        return replace(found, layers=(*first, replace(last, bias=self._bias(whole).numpy())))
 
     def _bias(self, weight: Tensor) -> Tensor:
         """What brings the mean of the outputs of `weight` (g, S/g, D) to what is wanted; float32 (S,)."""
@@ -62,7 +61,7 @@ class Regression:
 
 def refit(
     net: GraphNet,
-    dense: GraphNet,
+    reference: GraphNet,
     sites: Sequence[Site],
     inputs: Sequence[Tensor],
     metrics: Mapping[str, Metric],
@@ -74,13 +73,13 @@ def refit(
     `report(done, all)` is called after each.
     """
     net.eval()
-    dense.eval()
+    reference.eval()
     with torch.no_grad():
-        running, original = [net.begin(x) for x in inputs], [dense.begin(x) for x in inputs]
+        running, original = [net.begin(x) for x in inputs], [reference.begin(x) for x in inputs]
         for number, site in enumerate(sites, 1):
             module = net.operation(site.key)
             assert isinstance(module, ChainModule)
-            own = canonical(site, dense.weight(site.weight))
+            own, _ = dense(reference, site)
             regression = Regression(site, collect(site, running, original), own, metrics.get(site.key))
             fitted = ChainModule(regression.chain(module.chain.ranks)).to(own.device)
             net.replace(site.key, fitted)
