@@ -13,6 +13,7 @@ import onnx_ir as ir
 from batude_onnx import speed
 from batude_onnx.budget import amount
 from batude_onnx.errors import BudgetError, TooSlowError
+from batude_onnx.loading import file_bytes
 from batude_onnx.opening import Case
 from batude_onnx.pricing import sample_of
 from batude_onnx.records import Limit
@@ -67,7 +68,7 @@ def _tighter(planned: Planned, metric: str, limit: float, share: float) -> float
 def _over(case: Case, limit: Limit, shapes: ir.Model, planned: Planned, watch: Watch) -> float:
     """What a network takes as a share of what `limit` allows."""
     if limit.metric == "size":
-        return _bytes(shapes) / limit.limit
+        return file_bytes(shapes) / limit.limit
     other = open_graph(shapes, case.settings.provider, case.settings.threads)
     found = compare_latency(case.original, other, _sample(case), runs=1000, seconds=SECONDS)
     predicted, real = float(planned.plan.cost.of("latency")), float(found["min_b_ms"])
@@ -76,13 +77,6 @@ def _over(case: Case, limit: Limit, shapes: ir.Model, planned: Planned, watch: W
         f"{float(found['ratio']):.2f}x as fast as the original"
     )
     return _taken(limit, found) * (1 + MARGIN)
-
-
-def _bytes(model: ir.Model) -> int:
-    """Of the file that it would be, weights in other files included."""
-    held = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    apart = sum(tensor.nbytes for tensor in held if isinstance(tensor, ir.ExternalTensor))
-    return apart + len(ir.to_proto(model).SerializeToString())
 
 
 def _taken(limit: Limit, found: Latency) -> float:

@@ -24,6 +24,8 @@ from batude_onnx.errors import (
 from batude_onnx.loading import (
     Dataset,
     external_files,
+    file_bytes,
+    inherit,
     load_model,
     save_model,
 )
@@ -326,9 +328,15 @@ def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
     skipped = "onnxsim would hold all of a large model in memory" if case.large else skip_reason(model)
     if skipped is None:
         try:
-            return simplify(model, case.feeds)
+            found = inherit(simplify(model, case.feeds), model)
         except ParityError as error:
             skipped = str(error)
+        else:
+            before, after = file_bytes(model), file_bytes(found)
+            if after <= before:
+                return found
+            # It computes what constants give, or gives each reader its own copy of a weight.
+            skipped = f"onnxsim would make the file larger ({before:,} to {after:,} bytes)"
     watch.say(f"not simplified: {skipped}")
     return model
 
@@ -343,7 +351,9 @@ def _written(
     if case.settings.simplify:
         finished = _simplified(finished, case, watch)
     proofs: list[tuple[tuple[OutputDifference, ...], Comparison]] = []
-    save_model(finished, case.settings.output, lambda path: proofs.append(_prove(path, case, result, expected)))
+    # Simplified or not: what lay beside the original lies beside the new file.
+    apart = bool(external_files(case.model))
+    save_model(finished, case.settings.output, lambda path: proofs.append(_prove(path, case, result, expected)), apart=apart)
     return proofs[0]
 
 

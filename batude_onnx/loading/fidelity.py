@@ -26,6 +26,13 @@ def remember(model: onnx_ir.Model, source: onnx.ModelProto) -> None:
     model.meta[SOURCE] = source
 
 
+def inherit(model: onnx_ir.Model, other: onnx_ir.Model) -> onnx_ir.Model:
+    """`model`, made anew out of `other`: what that one was read from is what it was read from, too."""
+    if SOURCE in other.meta:
+        model.meta[SOURCE] = other.meta[SOURCE]
+    return model
+
+
 def restore(written: onnx.ModelProto, model: onnx_ir.Model) -> None:
     """Give `written`, which is `model` as onnx-ir writes it, all that its file said and no edit has changed."""
     source = model.meta.get(SOURCE)

@@ -54,7 +54,27 @@ def load_model(path: Path) -> onnx_ir.Model:
     onnx_ir.external_data.set_base_dir(model.graph, folder)
     for function in model.functions.values():
         onnx_ir.external_data.set_base_dir(function.graph, folder)
+    _read_attributes(model)
     return model
+
+
+def _read_attributes(model: onnx_ir.Model) -> None:
+    """Tensors in attributes (of Constant nodes, above all) that lie in other files, read into memory.
+
+    onnxruntime looks for those of a model in memory in the working folder, wherever the model came from.
+    """
+    graphs = [*model.graphs(), *(function.graph for function in model.functions.values())]
+    for node in (node for graph in graphs for node in graph.all_nodes()):
+        for attribute in node.attributes.values():
+            held = attribute.value
+            if isinstance(held, onnx_ir.ExternalTensor):
+                node.attributes[attribute.name] = onnx_ir.AttrTensor(attribute.name, _read(held))
+
+
+def _read(tensor: onnx_ir.ExternalTensor) -> onnx_ir.TensorProtocol:
+    values = onnx_ir.Tensor(tensor.numpy().copy(), tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+    tensor.release()
+    return values
 
 
 def without_functions(model: onnx_ir.Model) -> onnx_ir.Model:

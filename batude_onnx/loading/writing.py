@@ -92,18 +92,28 @@ def _put(target: Path, text: str) -> None:
     target.write_text(text + "\n")
 
 
-def save_model(model: onnx_ir.Model, path: Path, prove: Callable[[Path], None] | None = None) -> None:
+def file_bytes(model: onnx_ir.Model) -> int:
+    """What `model` takes as a file, weights in other files included."""
+    held = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    apart = sum(tensor.nbytes for tensor in held if isinstance(tensor, onnx_ir.ExternalTensor))
+    proto = onnx_ir.to_proto(model)
+    fidelity.restore(proto, model)
+    return apart + int(proto.ByteSize())
+
+
+def save_model(model: onnx_ir.Model, path: Path, prove: Callable[[Path], None] | None = None, *, apart: bool = False) -> None:
     """Writes `model` to `path` whole or not at all.
 
     `prove` is called with the finished file while it still lies aside; what it raises leaves `path` as it was. The weights go
-    to `data_path(path)` where they are more than 1.5 GB or came from external data; otherwise the one file holds everything.
+    to `data_path(path)` where they are more than 1.5 GB, came from external data, or are to lie `apart`; otherwise the one file
+    holds everything.
     Raises OutputError, also where that data file is the one that the weights are being read from.
     """
     sources = external_files(model)
     check_writable(path, *sources)
     weights = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
-    external = data_path(path).name if sources or size > EXTERNAL_ABOVE_BYTES else None
+    external = data_path(path).name if apart or sources or size > EXTERNAL_ABOVE_BYTES else None
 
     def write(target: Path) -> None:
         if external is None:

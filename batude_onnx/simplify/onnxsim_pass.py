@@ -120,6 +120,9 @@ def _restore(simplified: onnx.ModelProto, original: onnx.ModelProto) -> None:
     # The messages themselves are put back: shape inference narrows or renames open sizes.
     _replace(simplified.graph.input, [*_fed(original.graph), *_weights_listed_as_inputs(simplified)])
     _replace(simplified.graph.output, original.graph.output)
+    # What it has inferred of values on the way would only make the file larger.
+    described = {value.name for value in original.graph.value_info}
+    _replace(simplified.graph.value_info, [value for value in simplified.graph.value_info if value.name in described])
     _replace(simplified.opset_import, original.opset_import)
     _replace(simplified.metadata_props, original.metadata_props)
     _replace(simplified.graph.metadata_props, original.graph.metadata_props)
