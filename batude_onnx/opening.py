@@ -105,9 +105,7 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     chosen = choose_layers(seen.compressible, settings.layers, plan, settings.plan)
     seen = replace(seen, sites=with_methods(seen.sites, chosen))
     feeds = runs[0] if runs else parity_feeds(original, seen, dataset, settings.seed)
-    terms = replace(
-        terms_of(settings, model, seen, feeds, metrics, watch, not original.whole), choices=chosen.choices, least=chosen.least
-    )
+    terms = replace(terms_of(settings, model, seen, original, feeds, metrics, watch), choices=chosen.choices, least=chosen.least)
     return Case(settings, model, seen, terms, dataset, feeds, original, runs)
 
 

@@ -111,4 +111,4 @@ def _together(before: Latency, now: Latency) -> Latency:
 
 
 def _sample(case: Case) -> Feeds:
-    return sample_of(case.settings, case.seen, case.feeds)
+    return sample_of(case.settings, case.seen, case.original, case.feeds)

@@ -14,23 +14,26 @@ from batude_onnx.budget import Terms, parse_budget
 from batude_onnx.decomposition import alternatives
 from batude_onnx.errors import BudgetError
 from batude_onnx.loading import external_files
-from batude_onnx.proving import Feeds, Survey
+from batude_onnx.proving import Feeds, Survey, one_sample
 from batude_onnx.records import Alignment, Cost, Prices
 from batude_onnx.settings import Settings, Watch
-from batude_onnx.validation import channel_block
+from batude_onnx.validation import Session, channel_block
 
 # A layer that fills so many blocks loses little by whole blocks only, and gains their speed.
 BLOCKS = 4
 
 
 def terms_of(
-    settings: Settings, model: ir.Model, seen: Survey, feeds: Feeds, metrics: Sequence[str], watch: Watch, large: bool
+    settings: Settings, model: ir.Model, seen: Survey, session: Session, feeds: Feeds, metrics: Sequence[str], watch: Watch
 ) -> Terms:
-    """The terms on which ranks are chosen; a `large` model is not timed. Raises BudgetError for a budget that makes no sense."""
+    """The terms on which ranks are chosen; a model that is run in pieces is not timed. Raises BudgetError for a budget that makes
+    no sense."""
     times: dict[tuple[str, str], Prices] = {}
     cost = replace(seen.cost, size=bytes_of(settings.model, *external_files(model)))
     if "latency" in metrics:
-        cost, times = _timed(settings, model, seen, sample_of(settings, seen, feeds), cost, watch, large)
+        if not session.whole:
+            raise BudgetError("a model this large is run in pieces, so its time cannot be limited: limit params, macs or size")
+        cost, times = _timed(settings, model, seen, sample_of(settings, seen, session, feeds), cost, watch)
     budget = parse_budget([settings.budget], cost)
     nodes = layers.nodes_by_key(model)
     if any(limit.metric == "params" and limit.limit < cost.params for limit in budget.limits):
@@ -48,17 +51,15 @@ def alignment(settings: Settings, metrics: Sequence[str]) -> Alignment:
     return Alignment(block, 0 if "latency" in metrics else BLOCKS * block if "macs" in metrics else None)
 
 
-def sample_of(settings: Settings, seen: Survey, feeds: Feeds) -> Feeds:
+def sample_of(settings: Settings, seen: Survey, session: Session, feeds: Feeds) -> Feeds:
     """What a run whose time is limited is fed: so many samples as were asked for, or the batch that the file fixes."""
-    return seen.feeding.first(feeds) if settings.batch == 1 else seen.feeding.values(settings.batch, settings.seed)
+    return one_sample(session, seen.feeding, feeds) if settings.batch == 1 else seen.feeding.values(settings.batch, settings.seed)
 
 
 def _timed(
-    settings: Settings, model: ir.Model, seen: Survey, sample: Feeds, cost: Cost, watch: Watch, large: bool
+    settings: Settings, model: ir.Model, seen: Survey, sample: Feeds, cost: Cost, watch: Watch
 ) -> tuple[Cost, dict[tuple[str, str], Prices]]:
     """`cost` with the time of the whole network, and the prices in ms of every layer by every method."""
-    if large:
-        raise BudgetError("a model this large is run in pieces, so its time cannot be limited: limit params, macs or size")
     if settings.provider != "cpu":
         raise BudgetError(f"the time of single layers cannot be told on {settings.provider}: limit macs instead, in whole blocks")
     times = speed.timed(

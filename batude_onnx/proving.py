@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +30,14 @@ from batude_onnx.validation import (
     run_batched,
 )
 
+Made = TypeVar("Made")
 Feeds = dict[str, npt.NDArray[Any]]
 
 # Samples on which outputs are compared number by number.
 PARITY_SAMPLES = 64
-# Samples made up where there are none: a few in one run where the model takes them.
-MADE_UP = (4, 1)
+# Samples made up where there are none: a few in one run where the model takes them, whole groups where it wants those (the frames
+# of a film).
+MADE_UP = (4, 1, 8, 16)
 # Samples run at a time when a whole data set is scored.
 SCORE_BATCH = 250
 
@@ -78,10 +80,14 @@ def survey(model: ir.Model, wishes: Wishes | None = None) -> Survey:
     unknown = any(not (site.positions and site.input_positions and site.output_positions) for site in sites)
     if (unknown or not shapes.keys() >= set(outputs)) and not feeding.refused:
         wanted = {name for site in sites for name in (site.key, site.data)} | set(outputs)
-        try:
-            shapes.update(measure_shapes(model, wanted, feeding.values(1, 0)))
-        except ModelError as error:
-            raise _unfit(feeding, error) from error
+
+        def seen(batch: int) -> dict[str, tuple[int, ...]]:
+            return {
+                **layers.infer_shapes(model, feeding.shapes(batch)),
+                **measure_shapes(model, wanted, feeding.values(batch, 0)),
+            }
+
+        shapes = _first_that_runs(feeding, sorted(MADE_UP), seen)
         sites = layers.find_sites(model, shapes)
     assigned = tuple(decomposition.assign(site) for site in sites)
     return Survey(feeding, outputs, shapes, assigned, layers.count(model, shapes), layers.in_half(model))
@@ -127,27 +133,30 @@ def parity_feeds(session: Session, seen: Survey, dataset: Dataset | None, seed: 
 
 
 def _made_up(session: Session, feeding: Feeding, seed: int) -> Feeds:
-    failure: ModelError | None = None
-    for batch in MADE_UP:
+    def run(batch: int) -> tuple[Feeds, Feeds]:
         feeds = feeding.values(batch, seed)
+        return feeds, outputs_of(session, feeds)
+
+    feeds, outputs = _first_that_runs(feeding, MADE_UP, run)
+    if (name := senseless(outputs)) is not None:
+        raise ModelError(
+            f"output {name!r} holds no finite numbers on inputs made up by type, name and use: say what they hold, such as "
+            f"{feeding.example()}"
+        )
+    return feeds
+
+
+def _first_that_runs(feeding: Feeding, batches: Iterable[int], run: Callable[[int], Made]) -> Made:
+    """What `run` gives for the first size of a batch that it can be given; else what was wrong with the smallest is raised, with
+    a way to say what the inputs hold."""
+    failures: dict[int, ModelError] = {}
+    for batch in batches:
         try:
-            outputs = outputs_of(session, feeds)
-        except ModelError as error:
-            failure = error
-            continue
-        if (name := senseless(outputs)) is not None:
-            raise ModelError(
-                f"output {name!r} holds no finite numbers on inputs made up by type, name and use: say what they hold, such as "
-                f"{feeding.example()}"
-            )
-        return feeds
-    assert failure is not None
-    raise _unfit(feeding, failure)
-
-
-def _unfit(feeding: Feeding, error: ModelError) -> ModelError:
-    """What onnxruntime said, with a way to say what the inputs hold."""
-    return ModelError(f"{error}, such as {feeding.example()}")
+            return run(batch)
+        except ModelError as error:  # noqa: PERF203 -- a run is what takes the time
+            failures[batch] = error
+    smallest = failures[min(failures)]
+    raise ModelError(f"{smallest}, such as {feeding.example()}") from smallest
 
 
 def batch_of(spec: InputSpec) -> int | None:
@@ -158,6 +167,16 @@ def batch_of(spec: InputSpec) -> int | None:
 def outputs_of(session: Session, feeds: Feeds) -> dict[str, npt.NDArray[Any]]:
     """Outputs for all samples of `feeds`: in batches, or in one run where several inputs need not have one sample each."""
     return run_batched(session, feeds, SCORE_BATCH) if len(feeds) == 1 else session.run(feeds)
+
+
+def one_sample(session: Session, feeding: Feeding, feeds: Feeds) -> Feeds:
+    """The first sample of `feeds`, or all of them where the model takes no single one (frames of a film in eights, say)."""
+    sample = feeding.first(feeds)
+    try:
+        session.run(sample)
+    except ModelError:
+        return feeds
+    return sample
 
 
 def quality(original: Session, other: Session, specs: tuple[InputSpec, ...], dataset: Dataset) -> tuple[dict[str, float], ...]:
@@ -220,5 +239,5 @@ def hold_against(
     differences = _over_runs(original, other, runs, first.half or second.half)
     scores: tuple[dict[str, float], ...] = ({}, {}) if dataset is None else quality(original, other, first.specs, dataset)
     whole = original.whole and other.whole
-    latency = compare_latency(original, other, first.feeding.first(runs[0])) if timed and whole else {}
+    latency = compare_latency(original, other, one_sample(original, first.feeding, runs[0])) if timed and whole else {}
     return Comparison(names[0], names[1], first.cost, second.cost, differences, scores[0], scores[1], latency)

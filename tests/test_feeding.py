@@ -203,6 +203,16 @@ def test_the_batch_of_a_state_comes_second(name: str | None) -> None:
     assert {key: array.shape for key, array in feeding.first(feeds).items()} == {"x": (1, 8), "h": (2, 1, 16)}
 
 
+def test_a_size_of_two_inputs_is_the_batch_of_both() -> None:
+    """A sequence has its length first."""
+    model = passed(("s", FLOAT, ["N", 48]), ("xs", FLOAT, ["T", "N", 32]))
+    feeds = fed(model).values(4, 0)
+    assert [feeds["s"].shape, feeds["xs"].shape[1:]] == [(4, 48), (4, 32)]
+    for asked in (Wishes(dims={"N": 3}), Wishes({"s": Given((3, 48)), "xs": Given((5, 3, 32))})):
+        given = fed(model, asked)
+        assert {key: array.shape[-2] for key, array in given.first(given.values(1, 0)).items()} == {"s": 3, "xs": 3}
+
+
 def test_one_sample_of_a_fixed_batch_is_the_batch() -> None:
     feeding = fed(passed(("x", FLOAT, [2, 8])))
     assert feeding.first({"x": np.zeros((6, 8), np.float32)})["x"].shape == (2, 8)

@@ -60,13 +60,14 @@ class Feeding:
         }
 
     def first(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Feeds:
-        """One sample of `feeds`, or one batch where its size is fixed."""
+        """One sample of `feeds`, or one batch where the model fixes its size, or the user does."""
         found = {}
         for spec in self.specs:
-            axis, array = batch_axis(spec, self.specs), feeds[spec.name]
+            axis, array, shape = batch_axis(spec, self.specs), feeds[spec.name], self.given[spec.name].shape
             if spec.shape and isinstance(spec.shape[0], int):
                 array = array[: spec.shape[0]]
-            found[spec.name] = array if axis is None else np.take(array, [0], axis)
+            asked = axis is not None and shape is not None and shape[axis] is not None
+            found[spec.name] = array if axis is None or asked else np.take(array, [0], axis)
         return found
 
     def example(self) -> str:

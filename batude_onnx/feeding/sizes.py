@@ -65,12 +65,17 @@ def _require_range(spec: InputSpec, given: Given) -> None:
 def batch_axis(spec: InputSpec, specs: Sequence[InputSpec]) -> int | None:
     """The open axis that is the batch: the first of all, or where that is fixed, one that is called as a batch is.
 
-    A recurrent state (2, N, 128) beside an input (N, T) has it second, and may give it no name.
+    A recurrent state (2, N, 128) beside an input (N, T) has it second, and may give it no name. So does a sequence (T, N, 32)
+    beside (N, 48), by the name that both have.
     """
     opened = [axis for axis, size in enumerate(spec.shape) if not isinstance(size, int)]
-    if not opened or opened[0] == 0:
-        return opened[0] if opened else None
+    if not opened:
+        return None
     firsts = {other.shape[0] for other in specs if other is not spec and other.shape and not isinstance(other.shape[0], int)}
+    if opened[0] == 0:
+        named = firsts & {spec.shape[axis] for axis in opened[1:]} - {None}
+        alone = spec.shape[0] is not None and spec.shape[0] not in firsts and not BATCH.fullmatch(str(spec.shape[0]))
+        return next(axis for axis in opened if spec.shape[axis] in named) if alone and named else 0
     for axis in opened:
         size = spec.shape[axis]
         if (size in firsts) if size is None else (size in firsts or BATCH.fullmatch(str(size))):
