@@ -88,9 +88,9 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
         raise NothingToCompressError(f"{settings.model}: nothing to compress: {found}")
     dataset = None
     runs: tuple[Feeds, ...] = ()
-    if settings.data is not None and len(seen.specs) > 1:
+    if settings.data is not None and in_runs(seen):
         runs, seen = with_runs(model, seen, settings.data, settings.inputs)
-        watch.say(f"{len(runs):,} runs of {len(seen.specs)} inputs")
+        watch.say(f"{len(runs):,} runs of {len(seen.specs)} inputs" if len(seen.specs) > 1 else f"{len(runs):,} runs")
     elif settings.data is not None and (seen.feeding.taken or seen.feeding.refused):
         dataset = load_data(settings.data, seen)
         seen = sized(model, seen, dataset)
@@ -131,13 +131,18 @@ def _require_device(device: str) -> None:
         raise RuntimeMissingError(f"torch has no device {device!r} here ({reason}); use --device cpu") from error
 
 
+def in_runs(seen: Survey) -> bool:
+    """Whether data of a model are runs of it, not samples to train on: it has several inputs, or one that holds no float."""
+    return len(seen.specs) > 1 or any(spec.dtype.kind != "f" for spec in seen.specs)
+
+
 def with_runs(model: ir.Model, seen: Survey, source: Source, wishes: Wishes) -> tuple[tuple[Feeds, ...], Survey]:
     """The data of a model of several inputs, and the survey with its open sizes as the data have them.
 
     Raises DataError where they do not fit.
     """
     if source.mean or source.std:
-        raise DataError(f"a mean and a deviation are for models of one input, and this one has {len(seen.specs)}: leave them out")
+        raise DataError("a mean and a deviation are for models of one input of floating point: leave them out")
     runs = load_runs(source.path, seen.specs, source.limit)
     shapes = {name: Given(array.shape) for name, array in runs[0].items()}
     return runs, survey(model, replace(wishes, inputs=shapes))

@@ -29,7 +29,7 @@ from batude_onnx.loading import (
     load_model,
     save_model,
 )
-from batude_onnx.opening import Case, load_data, open_case, report_path, sized, with_runs
+from batude_onnx.opening import Case, in_runs, load_data, open_case, report_path, sized, with_runs
 from batude_onnx.planfile import write_plan
 from batude_onnx.pricing import bytes_of
 from batude_onnx.proving import Feeds, Survey, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey, worst_of
@@ -147,7 +147,7 @@ def validate(
         seen = survey(model, wishes)
         if data is None:
             return seen
-        if len(seen.specs) > 1:
+        if in_runs(seen):
             given, seen = with_runs(model, seen, data, wishes or Wishes())
             runs.extend(given)
             return seen

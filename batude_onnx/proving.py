@@ -25,8 +25,8 @@ from batude_onnx.validation import (
     first_divergence,
     is_classifier,
     measure_shapes,
+    open_file,
     open_graph,
-    open_session,
     run_batched,
 )
 
@@ -110,7 +110,7 @@ def open_two(
         raise ParityError(f"the inputs differ: {', '.join(map(str, specs))} against {', '.join(map(str, theirs))}")
     one = see(first, wishes)
     other = survey(second, one.feeding.wishes())
-    sessions = open_session(paths[0], provider, threads), open_session(paths[1], provider, threads)
+    sessions = open_file(paths[0], first, provider, threads), open_file(paths[1], second, provider, threads)
     outputs = [", ".join(session.output_names) for session in sessions]
     if outputs[0] != outputs[1]:
         raise ParityError(f"the outputs differ: {outputs[0]} against {outputs[1]}")

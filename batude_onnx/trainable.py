@@ -51,7 +51,8 @@ def trained(net: GraphNet, site: Site) -> bool:
 def _unfit(case: Case) -> str | None:
     """Why torch would not train a model as it is; None where it would."""
     if case.runs:
-        return f"the model has {len(case.seen.specs)} inputs"
+        specs = case.seen.specs
+        return f"the model has {len(specs)} inputs" if len(specs) > 1 else f"input {specs[0]} is not of floating point"
     for spec in case.seen.specs:
         if spec.dtype.kind == "f" and spec.dtype != np.float32:
             return f"input {spec} is not float32, which training needs"

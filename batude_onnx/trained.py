@@ -224,4 +224,9 @@ def _outputs(net: GraphNet, case: Case) -> Feeds:
     x = torch.from_numpy(samples).to(case.settings.device)
     with torch.no_grad():
         parts = [net(part) for part in torch.split(x, batch_of(case.seen.specs[0]) or len(x))]
-    return {name: torch.cat([part[k] for part in parts]).cpu().numpy() for k, name in enumerate(net.output_names)}
+    # A weight may be an output, and an output a single number.
+    joined = {
+        name: torch.cat([part[k].detach().reshape(part[k].shape or 1) for part in parts])
+        for k, name in enumerate(net.output_names)
+    }
+    return {name: output.cpu().numpy() for name, output in joined.items()}

@@ -124,7 +124,7 @@ def test_data_of_several_inputs_decide_whether_two_models_agree(tmp_path: Path) 
     few = validate(first, second, Source(tmp_path / "runs.npz", 1), threads=1)
     assert few.differences[0].max_absolute == 0
     assert few.divergence is None
-    with pytest.raises(DataError, match="are for models of one input, and this one has 4"):
+    with pytest.raises(DataError, match="are for models of one input of floating point"):
         validate(first, second, Source(tmp_path / "runs.npz", mean=(0.5,)), threads=1)
     np.savez(tmp_path / "runs.npz", **{name: array for name, array in runs.items() if name != "rate"})
     with pytest.raises(DataError, match="wants an array 'rate' whose first axis counts the runs"):

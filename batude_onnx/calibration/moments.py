@@ -27,6 +27,7 @@ from batude_onnx.decomposition import Metric, linalg
 from batude_onnx.layers import conv_link
 from batude_onnx.records import FloatArray, LayerSpec, Site
 from batude_onnx.training.features import POSITIONS, Sums
+from batude_onnx.training.statistics import require_numbers
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -80,6 +81,7 @@ def metric_of(site: Site, sums: Sums, ridge: float = 1e-3) -> Metric:
     """Inputs are whitened by the moment of their channels; all outputs count alike."""
     groups, into, kernel = site.geometry.groups, site.shape[1], prod(site.kernel)
     moment = torch.as_tensor(sums.xx).reshape(groups, into, kernel, into, kernel)
+    require_numbers(site, moment)
     root, inverse = linalg.roots(torch.einsum("gckdk->gcd", moment), ridge)
     same = torch.eye(site.shape[0] // groups, dtype=torch.float64).expand(groups, -1, -1)
     return Metric(same, same, root, inverse)

@@ -14,6 +14,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+# A moment below this is one of zeros.
+NOTHING = 1e-100
+
 
 def stack(weight: Tensor, groups: int) -> Tensor:
     """(S, C/g, *kernel) -> (g, S/g, C/g, k)."""
@@ -148,10 +151,14 @@ def conjugate_gradients(
 
 
 def roots(moment: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Square root and inverse square root of symmetric (g, n, n) `moment`, after adding `ridge` of its mean eigenvalue."""
+    """Square root and inverse square root of symmetric (g, n, n) `moment`, after adding `ridge` of its mean eigenvalue.
+
+    Where that is nothing (only zeros were seen), those of the identity, in some units.
+    """
     moment = moment.double()
     size = moment.shape[-1]
-    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    mean = torch.where(mean > NOTHING, mean, 1.0)
     values, vectors = torch.linalg.eigh(moment / mean[..., None] + ridge * torch.eye(size, dtype=torch.float64))
     values = values.clamp_min(ridge) * mean
     return (vectors * values.sqrt()[..., None, :]) @ vectors.mT, (vectors * values.rsqrt()[..., None, :]) @ vectors.mT

@@ -86,7 +86,10 @@ class _Builder:
             outputs = self._frontier() if self.cut else []
             if not outputs:
                 raise UnsupportedError(_message(self.refused, len(nodes)))
-        placed = [(value.name or "", self._held_or_computed(value, host=False)) for value in outputs]
+        try:
+            placed = [(value.name or "", self._held_or_computed(value, host=False)) for value in outputs]
+        except Refusal as refusal:
+            raise UnsupportedError(f"an output is a constant: {refusal}") from refusal
         named = [(value.name or "", self.slots[value]) for value in inputs]
         given = [(value.name, slot) for value, slot in self.given.items() if value.name]
         refused = _message(self.refused, len(nodes)) if self.refused else ""

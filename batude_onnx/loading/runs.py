@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from batude_onnx.errors import DataError
-from batude_onnx.loading.arrays import read_named
+from batude_onnx.loading.arrays import ALIASES, read_named
 from batude_onnx.loading.inputs import InputSpec
+
+SAMPLES = ("x_train", *ALIASES["x_train"])
 
 Run = dict[str, npt.NDArray[Any]]
 
@@ -19,10 +21,15 @@ Run = dict[str, npt.NDArray[Any]]
 def load_runs(path: Path, specs: Sequence[InputSpec], limit: int | None = None) -> tuple[Run, ...]:
     """What is fed to the inputs `specs` in each run: an input of shape (1, 3, 8, 8) is given as (runs, 1, 3, 8, 8).
 
+    Samples of the only input of a model may also be called as for training, and are then run one by one.
+
     `limit` keeps the first so many. Raises DataError, one line, for a missing array, another shape or kind of type, and arrays of
     different lengths.
     """
-    arrays = read_named(path)
+    arrays = dict(read_named(path))
+    names = [name for name in SAMPLES if name in arrays]
+    if len(specs) == 1 and specs[0].name not in arrays and names:
+        arrays[specs[0].name] = arrays[names[0]][:, None]
     for spec in specs:
         wanted = f"{path}: input {spec} wants an array {spec.name!r} whose first axis counts the runs"
         if spec.name not in arrays:

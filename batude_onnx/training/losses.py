@@ -60,5 +60,17 @@ class Objective:
         total = student[0].new_zeros(())
         for ours, theirs in zip(student, teacher, strict=True):
             if ours.is_floating_point():
-                total = total + F.mse_loss(ours, theirs) / theirs.var().clamp_min(1e-12)
+                total = total + _relative(ours, theirs)
         return total
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean squared error in units of the variance of what is wanted, or of the square of a single number; over numbers only, as a
+    score may be -Inf."""
+    known = theirs.isfinite()
+    if not bool(known.all()):
+        ours, theirs = ours[known], theirs[known]
+    if not theirs.numel():
+        return ours.new_zeros(())
+    scale = theirs.var() if theirs.numel() > 1 else theirs.square().mean()
+    return F.mse_loss(ours, theirs) / scale.clamp_min(1e-12)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from batude_onnx.decomposition import Metric
+from batude_onnx.errors import DataError
 from batude_onnx.importer import GraphNet
 from batude_onnx.records import Site
 
@@ -76,6 +77,15 @@ def sampled_loss(outputs: Sequence[Tensor], generator: torch.Generator, temperat
     return total
 
 
+def require_numbers(site: Site, moments: Tensor) -> None:
+    """Raises DataError where what a layer sees, or its squares, are no numbers."""
+    if not bool(moments.isfinite().all()):
+        raise DataError(
+            f"on the samples, layer {site.key} meets NaN, infinities or numbers too large to be squared: check the data and how "
+            f"they are normalised, or leave the layer out (--exclude {site.key})"
+        )
+
+
 def collect_metrics(
     net: GraphNet, sites: Sequence[Site], inputs: Iterable[Tensor], seed: int = 0, ridge: float = 1e-3
 ) -> dict[str, Metric]:
@@ -107,5 +117,8 @@ def collect_metrics(
         into, out = moments[site.key]
         # A layer that no gradient reaches is compared by its weights.
         if isinstance(into, Tensor) and isinstance(out, Tensor):
-            metrics[site.key] = Metric.of_moments(into, out, ridge)
+            require_numbers(site, into)
+            # The gradient of an output that is no number is none either: then all outputs of the layer count alike.
+            known = out if bool(out.isfinite().all()) else torch.eye(out.shape[-1], dtype=out.dtype).expand_as(out)
+            metrics[site.key] = Metric.of_moments(into, known, ridge)
     return metrics

@@ -127,8 +127,13 @@ def _integers(name: str, a: Array, b: Array) -> OutputDifference:
 
 
 def cosine(x: Array, y: Array) -> float:
-    """The cosine between two arrays taken as vectors; 1 where both are zero (or empty), 0 where one is."""
+    """The cosine between two arrays taken as vectors; 1 where both are zero (or empty), 0 where one is.
+
+    Places where either is infinite (the logarithm of a zero) do not count, nor do those where `x` is no number.
+    """
     x, y = x.astype(np.float64).ravel(), y.astype(np.float64).ravel()
+    known = np.isfinite(x) & ~np.isinf(y)
+    x, y = x[known], y[known]
     # Scaled first, so that squares neither overflow nor vanish.
     x, y = (v / scale if (scale := float(np.abs(v).max(initial=0.0))) else v for v in (x, y))
     lengths = float(np.linalg.norm(x)), float(np.linalg.norm(y))

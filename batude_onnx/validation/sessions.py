@@ -19,6 +19,7 @@ import onnx_ir
 
 from batude_onnx.errors import ModelError, RuntimeMissingError
 from batude_onnx.validation.pieces import Pieces, weight_bytes
+from batude_onnx.validation.randomness import draws, make_steady
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Change = Callable[[onnx_ir.Model], onnx_ir.Model]
@@ -139,8 +140,8 @@ def open_graph(
 ) -> Session:
     """A session of a model in memory, refused as by `open_session`; in pieces where it has more than `WHOLE_BYTES` of weights.
 
-    `change` is given the graph, or each of its pieces when its turn comes, and gives what is run in its place.
-    `extras`: further fields of onnxruntime's SessionOptions, for a graph that is run whole.
+    Nodes that draw numbers give the same ones each time. `change` is given the graph, or each of its pieces when its turn comes,
+    and gives what is run in its place. `extras`: further fields of onnxruntime's SessionOptions, for a graph that is run whole.
     """
     changed = change or (lambda piece: piece)
     if not in_pieces(model):
@@ -153,8 +154,11 @@ def open_graph(
 
 
 def open_file(path: Path, model: onnx_ir.Model, provider: str = "cpu", threads: int | None = None) -> Session:
-    """A session of the file in `path`, from which `model` was read: by `open_session`, or by `open_graph` where it is large."""
+    """A session of the file in `path`, from which `model` was read: by `open_session`, or by `open_graph` where it is large, or
+    draws numbers."""
     if not in_pieces(model):
+        if any(draws(model)):
+            return open_graph(model, provider, threads)
         return open_session(path, provider, threads)
     # It is opened as it lies there all the same: of external weights onnxruntime then reads nothing.
     _open(path, "cpu", threads, {}, mapped=True)
@@ -175,7 +179,7 @@ def _open_whole(
     if len(folders) <= 1 and weight_bytes(model) - apart < LARGEST_MESSAGE:
         entries = {FOLDER: folders.pop()} if folders else {}
         return _open(
-            onnx_ir.to_proto(_with_small_ones(model)).SerializeToString(),
+            onnx_ir.to_proto(_held(model)).SerializeToString(),
             provider,
             threads,
             entries,
@@ -185,13 +189,15 @@ def _open_whole(
     # Weights that lie in several folders, or more of them than a message can hold.
     with TemporaryDirectory(prefix="batude-onnx-") as folder:
         path = Path(folder) / "model.onnx"
-        onnx_ir.save(model.clone(), path, external_data="weights")
+        onnx_ir.save(_held(model), path, external_data="weights")
         return _open(path, provider, threads, {}, mapped=mapped, extras=extras)
 
 
-def _with_small_ones(model: onnx_ir.Model) -> onnx_ir.Model:
-    """A copy of `model` with small external tensors in memory: of those, shape inference must see the values."""
+def _held(model: onnx_ir.Model) -> onnx_ir.Model:
+    """A copy of `model` that draws no numbers, with small external tensors in memory: of those, shape inference must see the
+    values."""
     held = model.clone()
+    make_steady(held)
     for graph in held.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value

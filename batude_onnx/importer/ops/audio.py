@@ -69,6 +69,8 @@ def stft(node: NodeView) -> Op:
     steps, lengths = node.integers(1), node.integers(3)
 
     def run(x: Tensor, step: Tensor | None, window: Tensor | None = None, length: Tensor | None = None) -> Tensor:
+        # onnxruntime takes a signal without an axis for its parts, too, as one of torch's exporters writes it.
+        x = x[..., None] if x.ndim == 2 else x
         size = x.shape[1] if window is None else window.shape[0]
         if lengths is not None or length is not None:
             (size,) = listed(lengths, length)

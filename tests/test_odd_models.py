@@ -1,0 +1,159 @@
+"""Models and data that are out of the ordinary, and are compressed all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from batude_onnx.errors import DataError
+from batude_onnx.loading import load_model
+from batude_onnx.pipeline import compress, validate
+from batude_onnx.validation import open_graph
+from tests.layer_models import values
+from tests.loading_models import model_of
+from tests.pipelines import Listener, check, saved, settings_for, stored
+
+FLOAT = TensorProto.FLOAT
+WEIGHTS = {"w": values(24, 8, 3, 3), "b": values(24, seed=1), "v": values(24, 24, 3, 3, seed=2)}
+NODES = (
+    helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1] * 4),
+    helper.make_node("Relu", ["c"], ["r"]),
+    helper.make_node("Conv", ["r", "v"], ["y"], pads=[1] * 4),
+)
+
+
+def followed_by(
+    *nodes: onnx.NodeProto,
+    before: Sequence[onnx.NodeProto] = (),
+    x: onnx.ValueInfoProto | None = None,
+    out: str = "y",
+    shape: tuple[int | str, ...] = ("N", 24, 6, 6),
+    **held: np.ndarray[Any, Any],
+) -> onnx.ModelProto:
+    """Two convolutions, what comes `before` them and what behind; `out` is the only output."""
+    given = x or helper.make_tensor_value_info("x", FLOAT, ["N", 8, 6, 6])
+    outputs = [helper.make_tensor_value_info(out, FLOAT, shape)]
+    return model_of([*before, *NODES, *nodes], [given], outputs, {**WEIGHTS, **held}, opset=18, ir_version=10)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("samples") / "x.npz"
+    np.savez(path, x_train=values(64, 8, 6, 6, seed=5))
+    return path
+
+
+def dead() -> onnx.ModelProto:
+    """A layer behind a ReLU that lets nothing through sees zeros only."""
+    nodes = [
+        helper.make_node("Conv", ["r", "v", "low"], ["d"], pads=[1] * 4, name="before"),
+        helper.make_node("Relu", ["d"], ["dr"]),
+        helper.make_node("Conv", ["dr", "u"], ["e"], pads=[1] * 4),
+        helper.make_node("Add", ["y", "e"], ["sum"]),
+    ]
+    return followed_by(*nodes, out="sum", low=np.full(24, -1e3, np.float32), u=values(24, 24, 3, 3, seed=3))
+
+
+def weight_given_out() -> onnx.ModelProto:
+    proto = followed_by()
+    proto.graph.output.append(helper.make_tensor_value_info("b", FLOAT, [24]))
+    return proto
+
+
+def text_given_out() -> onnx.ModelProto:
+    proto = followed_by(
+        helper.make_node("Constant", [], ["text"], value_strings=["a", "b"]), helper.make_node("Identity", ["text"], ["t"])
+    )
+    proto.graph.output.append(helper.make_tensor_value_info("t", TensorProto.STRING, [2]))
+    return proto
+
+
+def not_all_numbers() -> onnx.ModelProto:
+    """Of what is below zero there is no root."""
+    proto = followed_by(helper.make_node("Sqrt", ["y"], ["root"]))
+    proto.graph.output.append(helper.make_tensor_value_info("root", FLOAT, ["N", 24, 6, 6]))
+    return proto
+
+
+ODD = {
+    "a layer that sees zeros": dead(),
+    "a bias is an output": weight_given_out(),
+    "one number": followed_by(helper.make_node("ReduceMean", ["y"], ["m"], keepdims=0), out="m", shape=()),
+    "minus infinity": followed_by(helper.make_node("Relu", ["y"], ["z"]), helper.make_node("Log", ["z"], ["l"]), out="l"),
+    "text": text_given_out(),
+    "roots": not_all_numbers(),
+}
+
+
+@pytest.mark.parametrize("proto", ODD.values(), ids=ODD.keys())
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_with_samples(proto: onnx.ModelProto, tmp_path: Path, samples: Path) -> None:
+    settings = settings_for(saved(proto, tmp_path), tmp_path, "1.3x", samples, epochs=0.0)
+    verdict = compress(settings)
+    assert verdict.ranks
+    assert all(difference.within for difference in (*verdict.surgery, *verdict.parity))
+    assert stored(settings.output) == verdict.comparison.cost_other.params <= verdict.budget.limits[0].limit
+
+
+def test_numbers_too_large_to_be_squared_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x_train=values(16, 8, 6, 6) * np.float32(1e30))
+    settings = settings_for(saved(followed_by(), tmp_path), tmp_path, "1.3x", tmp_path / "x.npz", epochs=0.0)
+    with pytest.raises(DataError, match=r"layer c meets NaN, infinities or numbers too large to be squared: .*--exclude c"):
+        compress(settings)
+    assert not settings.output.exists()
+
+
+def test_samples_that_are_no_floats_are_run_one_by_one(tmp_path: Path) -> None:
+    given = helper.make_tensor_value_info("bytes", TensorProto.UINT8, ["N", 8, 6, 6])
+    proto = followed_by(before=[helper.make_node("Cast", ["bytes"], ["x"], to=FLOAT)], x=given)
+    np.savez(tmp_path / "x.npz", x_train=np.random.default_rng(0).integers(0, 256, (32, 8, 6, 6), dtype=np.uint8))
+    settings, told = settings_for(saved(proto, tmp_path), tmp_path, "1.3x", tmp_path / "x.npz", epochs=0.0), Listener()
+    check(compress(settings, told), settings)
+    assert "32 runs" in told.said
+
+
+def drawn(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    return followed_by(*nodes, helper.make_node("Mul", ["y", "noise"], ["out"]), out="out")
+
+
+NOISE = {
+    "normal": helper.make_node("RandomNormalLike", ["y"], ["noise"], mean=0.5, scale=2.0),
+    "with a seed": helper.make_node("RandomNormalLike", ["y"], ["noise"], seed=3.0),
+    "uniform": helper.make_node("RandomUniformLike", ["y"], ["noise"], low=-1.0, high=3.0, dtype=FLOAT),
+    "of fixed shape": helper.make_node("RandomNormal", [], ["noise"], shape=[1, 24, 6, 6]),
+}
+
+
+@pytest.mark.parametrize("node", NOISE.values(), ids=NOISE.keys())
+def test_a_model_that_draws_numbers_is_proved(node: onnx.NodeProto, tmp_path: Path) -> None:
+    path = saved(drawn(node), tmp_path)
+    settings = settings_for(path, tmp_path, "1.3x")
+    check(compress(settings), settings)
+    # It draws them still.
+    assert node.op_type in [found.op_type for found in onnx.load(settings.output).graph.node]
+    assert all(difference.within for difference in validate(path, path, threads=1).differences)
+
+
+def test_what_is_drawn_is_something_to_work_on(tmp_path: Path) -> None:
+    """A noise of zeros would hide all that it is multiplied with."""
+    x = values(2, 8, 6, 6)
+    for node, number in zip(NOISE.values(), (2.5, 1.0, 2.0, 1.0), strict=True):
+        outputs = open_graph(load_model(saved(drawn(node), tmp_path)), threads=1).run({"x": x})
+        plain = open_graph(load_model(saved(followed_by(), tmp_path)), threads=1).run({"x": x})
+        np.testing.assert_allclose(outputs["out"], number * plain["y"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [None, TensorProto.INT64])
+def test_a_coin_falls_on_its_likelier_side(dtype: int | None, tmp_path: Path) -> None:
+    more: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    inputs, outputs = (helper.make_tensor_value_info(name, kind, ["N"]) for name, kind in (("x", FLOAT), ("y", dtype or FLOAT)))
+    proto = model_of([helper.make_node("Bernoulli", ["x"], ["y"], **more)], [inputs], [outputs], {}, opset=18, ir_version=10)
+    x = np.array([0.1, 0.4, 0.6, 0.9], np.float32)
+    (y,) = open_graph(load_model(saved(proto, tmp_path)), threads=1).run({"x": x}).values()
+    assert y.tolist() == [0, 0, 1, 1]
