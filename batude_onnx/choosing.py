@@ -75,7 +75,8 @@ def _first(site: Site, patterns: Iterable[str]) -> str | None:
 
 
 def _fits(site: Site, pattern: str) -> bool:
-    return fnmatchcase(site.key, pattern) or (bool(site.node) and fnmatchcase(site.node, pattern))
+    # A name may hold what means something in a pattern, such as [0].
+    return any(name == pattern or fnmatchcase(name, pattern) for name in (site.key, site.node) if name)
 
 
 def _require_used(sites: Sequence[Site], patterns: Iterable[str]) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from batude_onnx.pipeline import compress
+from batude_onnx.pipeline import compress, validate
 from batude_onnx.settings import LayerWishes
 from tests.layer_models import one_node, values
 from tests.pipelines import check, saved, settings_for
@@ -90,3 +90,17 @@ def test_the_weights_of_a_branch_are_trained_too(tmp_path: Path) -> None:
     (node,) = [node for node in onnx.load(settings.output).graph.node if node.op_type == "If"]
     (branch,) = [attribute.g for attribute in node.attribute if attribute.name == "then_branch"]
     assert np.abs(numpy_helper.to_array(branch.initializer[0]) - inner["u"]).max() > 0
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_what_an_output_that_is_a_list_holds_is_proved_too(tmp_path: Path, with_data: bool) -> None:
+    nodes = [CONV, helper.make_node("Relu", ["c"], ["y"]), helper.make_node("SequenceConstruct", ["y", "c"], ["s"])]
+    model = one_node(nodes, IMAGE, FEATURES, {"w": values(16, 3, 3, 3)})
+    model.graph.output.append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
+    settings = settings_for(saved(model, tmp_path), tmp_path, "1.2x", images(tmp_path) if with_data else None, epochs=1.0)
+    verdict = compress(settings)
+    check(verdict, settings)
+    found = validate(settings.model, settings.output, threads=1)
+    for differences in (verdict.surgery, verdict.comparison.differences, found.differences):
+        assert [difference.output for difference in differences] == ["y", "s[0]", "s[1]"]
+    assert found.differences[2].max_absolute > 0

@@ -45,6 +45,33 @@ def test_floats_are_cast_for_a_half_input() -> None:
     assert output["y"].dtype == np.float16
 
 
+def listing() -> onnx.ModelProto:
+    """x (N, 2) -> the list [-x, x] as y, and a map of x's columns for each sample as z."""
+    nodes = [
+        helper.make_node("Neg", ["x"], ["n"]),
+        helper.make_node("SequenceConstruct", ["n", "x"], ["y"]),
+        helper.make_node("ZipMap", ["x"], ["z"], domain="ai.onnx.ml", classlabels_strings=["cat", "dog"]),
+    ]
+    outputs = [helper.make_tensor_sequence_value_info("y", FLOAT, None), onnx.ValueInfoProto(name="z")]
+    scores = outputs[1].type.sequence_type.elem_type.map_type
+    scores.key_type, scores.value_type.tensor_type.elem_type = TensorProto.STRING, FLOAT
+    model = model_of(nodes, [helper.make_tensor_value_info("x", FLOAT, ["N", 2])], outputs)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    return model
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_sequences_and_maps_are_given_in_parts(batch: int) -> None:
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    session = session_of(listing())
+    found = run_batched(session, {"x": x}, batch)
+    wanted = {"y[0]": -x, "y[1]": x, "z['cat']": x[:, 0], "z['dog']": x[:, 1]}
+    assert list(found) == list(wanted)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert session.output_names == ("y", "z")
+
+
 def refusal(kind: type[BatudeError], action: Any) -> str:
     with pytest.raises(kind) as caught:
         action()

@@ -44,4 +44,4 @@ def inspect(model: Path, inputs: dict[str, Given], dims: dict[str, int], as_json
         highlight=False,
     )
     for note in filter(None, (seen.feeding.taken, seen.feeding.refused)):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(note, highlight=False, soft_wrap=True)

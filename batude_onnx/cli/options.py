@@ -142,6 +142,8 @@ def require_data(data: Path | None, **given: object) -> None:
 
 
 def console_for(stderr: bool = False) -> Console:
-    """A file or a pipe gets lines of a fixed width, so that tables stay tables."""
-    plain_one = Console(stderr=stderr)
-    return plain_one if plain_one.is_terminal else Console(stderr=stderr, width=FILE_WIDTH)
+    """A file or a pipe gets lines of a fixed width, so that tables stay tables. Names may hold whatever rich reads as markup."""
+    plain_one = Console(stderr=stderr, markup=False, emoji=False)
+    if not plain_one.is_terminal:
+        plain_one.width = FILE_WIDTH
+    return plain_one

@@ -55,7 +55,7 @@ def validate(
         console.print()
         console.print(difference_table(comparison))
         if comparison.divergence is not None:
-            console.print(str(comparison.divergence), highlight=False, markup=False, soft_wrap=True)
+            console.print(str(comparison.divergence), highlight=False, soft_wrap=True)
     wrong = [difference for difference in comparison.differences if not difference.within]
     if equal and wrong:
         worst = max(wrong, key=lambda difference: difference.max_absolute)

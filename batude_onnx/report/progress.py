@@ -23,9 +23,9 @@ class ConsoleWatch(Watch):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -46,7 +46,7 @@ class ConsoleWatch(Watch):
         now = time.monotonic()
         if not self._console.is_terminal and (done == total or now - self._logged > LOG_SECONDS):
             self._logged = now
-            self._console.print(f"{name}: {done}/{total} {detail}", highlight=False, soft_wrap=True)
+            self._console.print(f"{name}: {done}/{total} {detail}", highlight=False, markup=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)

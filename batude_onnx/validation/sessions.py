@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir
 
 from batude_onnx.errors import ModelError, RuntimeMissingError
+from batude_onnx.validation.flattening import flattened
 from batude_onnx.validation.pieces import Pieces, weight_bytes
 from batude_onnx.validation.randomness import draws, make_steady
 
@@ -58,7 +59,14 @@ class Session:
         self._half_inputs = {value.name for value in native.get_inputs() if value.type == "tensor(float16)"}
 
     def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Outputs by name. A float feed of a float16 input is cast to it. Raises ModelError if onnxruntime cannot run it."""
+        """Outputs by name, those that are no arrays in parts (see `flattening`). A float feed of a float16 input is cast to it.
+
+        Raises ModelError if onnxruntime cannot run it.
+        """
+        return flattened(self.run_as_given(feeds).items())
+
+    def run_as_given(self, feeds: Arrays) -> dict[str, Any]:
+        """The same with sequences and maps as they are, as another session may be fed with them."""
         ready = {name: array.astype(np.float16) if name in self._half_inputs else array for name, array in feeds.items()}
         if not self.whole:
             # What fails in a piece says so itself.
@@ -148,7 +156,7 @@ def open_graph(
         return _open_whole(changed(model), provider, threads, extras=extras)
 
     def run(piece: onnx_ir.Model, feeds: Arrays) -> dict[str, Any]:
-        return _open_whole(changed(piece), provider, threads, mapped=True).run(feeds)
+        return _open_whole(changed(piece), provider, threads, mapped=True).run_as_given(feeds)
 
     return Session(Pieces(model, run), provider, threads, whole=False)
 
@@ -223,13 +231,13 @@ def run_batched(session: Session, feeds: Arrays, batch: int) -> dict[str, npt.ND
     if len(fixed) > 1:
         raise ModelError(f"the inputs have different fixed batch sizes ({sorted(map(str, fixed))}); give one sample at a time")
     size = int(str(next(iter(fixed)))) if fixed else batch
-    parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in session.output_names}
+    parts: dict[str, list[npt.NDArray[Any]]] = {}
     for start in range(0, samples, size):
         count = min(size, samples - start)
         filled = size if fixed else count
         chunk = {name: _rows(array, start, count, filled) if name in lengths else array for name, array in feeds.items()}
         for name, output in session.run(chunk).items():
-            parts[name].append(_cut(name, output, count, filled))
+            parts.setdefault(name, []).append(_cut(name, output, count, filled))
     return {name: np.concatenate(outputs, axis=0) for name, outputs in parts.items()}
 
 
