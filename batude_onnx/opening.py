@@ -95,7 +95,7 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
         dataset = load_data(settings.data, seen)
         seen = sized(model, seen, dataset)
     if "macs" in metrics:
-        _require_counted(seen, watch)
+        seen = _counted(seen, watch)
     if seen.feeding.taken:
         watch.say(seen.feeding.taken)
     if settings.data is not None and not runs:
@@ -109,17 +109,26 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     return Case(settings, model, seen, terms, dataset, feeds, original, runs)
 
 
-def _require_counted(seen: Survey, watch: Watch) -> None:
-    """Raises BudgetError where the MACs of a layer that could be compressed cannot be counted."""
+def _counted(seen: Survey, watch: Watch) -> Survey:
+    """The survey for a limit of MACs: layers whose MACs cannot be counted are left alone, and are said.
+
+    Raises BudgetError where these are all that could be compressed.
+    """
     uncounted = [site for site in seen.sites if not site.positions]
     if seen.feeding.refused and (uncounted or not seen.cost.macs):
         raise BudgetError(f"MACs cannot be counted: {seen.feeding.refused}")
-    for site in uncounted:
-        if site.method is not None:
-            raise BudgetError(f"MACs cannot be counted, as the sizes in layer {site.key} are not known: give a budget of params")
-    if uncounted:
-        one = f"the MACs of {len(uncounted)} layers that stay as they are ({uncounted[0].key}, ...) are not known"
-        watch.say(f"{one}: they are left out of all counts")
+    if not uncounted:
+        return seen
+    reason = "the sizes in it are not known, so its MACs cannot be counted: a budget of params would take it in"
+    sites = tuple(
+        replace(site, method=None, reason=reason) if site.method and not site.positions else site for site in seen.sites
+    )
+    if not any(site.method for site in sites):
+        key = next(site.key for site in uncounted if site.method is not None)
+        raise BudgetError(f"MACs cannot be counted, as the sizes in layer {key} are not known: give a budget of params")
+    names = f"the MACs of {len(uncounted)} layers that stay as they are ({uncounted[0].key}, ...) are not known"
+    watch.say(f"{names}: they are left out of all counts")
+    return replace(seen, sites=sites)
 
 
 def _require_device(device: str) -> None:

@@ -198,7 +198,15 @@ def bench(
 def _open(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case:
     """What a run needs, and a budget that some ranks of some methods of its recipe meet."""
     case = open_case(settings, watch, written)
-    require_feasible(case.seen.compressible, case.terms, RECIPES[settings.recipe].ways)
+    try:
+        require_feasible(case.seen.compressible, case.terms, RECIPES[settings.recipe].ways)
+    except BudgetError as error:
+        left = [site for site in case.seen.sites if site.method is None]
+        if not left:
+            raise
+        largest = max(left, key=lambda site: (site.macs, site.params))
+        count = f"{len(left)} of {len(case.seen.sites)} layers cannot be made smaller"
+        raise BudgetError(f"{error}; {count} (the largest, {largest.key}: {largest.reason})") from error
     return case
 
 

@@ -235,3 +235,25 @@ def test_macs_are_limited_where_only_layers_that_stay_cannot_be_counted(tmp_path
     assert "the MACs of 1 layers that stay as they are (u, ...) are not known: they are left out of all counts" in told.said
     assert verdict.comparison.cost_original.macs == (16 * 8 * 9 + 12 * 16) * 36
     assert verdict.comparison.cost_other.macs <= verdict.comparison.cost_original.macs / 1.5
+
+
+def test_a_limit_of_macs_leaves_alone_what_cannot_be_counted(tmp_path: Path) -> None:
+    """A layer in a loop might be made smaller, but not for a limit of what nobody knows."""
+    node = helper.make_node
+    body = helper.make_graph(
+        [node("MatMul", ["v", "weight"], ["u"]), node("Tanh", ["u"], ["next"]), node("Identity", ["go"], ["goes"])],
+        "body",
+        [helper.make_tensor_value_info("step", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("v", FLOAT, None)],
+        [helper.make_tensor_value_info("goes", TensorProto.BOOL, []), helper.make_tensor_value_info("next", FLOAT, None)],
+    )  # fmt: skip
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], pads=[1] * 4), node("GlobalAveragePool", ["c"], ["p"]), node("Flatten", ["p"], ["f"]),
+        node("Loop", ["three", "", "f"], ["y"], body=body),
+    ]  # fmt: skip
+    held = {"w": values(12, 8, 3, 3), "three": np.array(3), "weight": values(12, 12)}
+    x, y = helper.make_tensor_value_info("x", FLOAT, ["N", 8, 6, 6]), helper.make_tensor_value_info("y", FLOAT, ["N", 12])
+    path = saved(model_of(nodes, [x], [y], held), tmp_path)
+    verdict = compress(settings_for(path, tmp_path, "macs=1.5x", simplify=False))
+    assert set(verdict.ranks) == {"c"}
+    assert "its MACs cannot be counted" in verdict.whole["u"]

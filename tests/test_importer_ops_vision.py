@@ -141,6 +141,7 @@ AUDIO = [
     Case("DFT", [floats(3, 16, 5, 1), np.array(8), np.array(1)], (20,), {"onesided": 1}),
     Case("STFT", [SIGNAL, np.array(4), np.hanning(8).astype(np.float32)], (17,)),
     Case("STFT", [SIGNAL, np.array(5), None, np.array(10)], (17,), {"onesided": 0}),
+    Case("STFT", [SIGNAL[..., 0], np.array(4), np.hanning(8).astype(np.float32)], (17,)),
     *(
         Case(name, [np.array(11)], (17,), {"periodic": periodic})
         for name in ("HannWindow", "HammingWindow", "BlackmanWindow")

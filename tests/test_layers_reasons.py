@@ -118,6 +118,15 @@ def bfloat() -> onnx.ModelProto:
     return one_node(nodes, (2, 8), (2, 6), {"f": values(8, 6)}, kind=TensorProto.BFLOAT16)
 
 
+def bfloat_cast() -> onnx.ModelProto:
+    proto = one_node(
+        [helper.make_node("Cast", ["b"], ["w"], to=FLOAT), helper.make_node("Conv", ["x", "w"], ["y"])],
+        (2, 4, 9, 8), (2, 6, 7, 6), {"b": values(6, 4, 3, 3)},
+    )  # fmt: skip
+    proto.graph.initializer[0].CopyFrom(helper.make_tensor("b", TensorProto.BFLOAT16, [6, 4, 3, 3], values(6, 4, 3, 3).ravel()))
+    return proto
+
+
 def sized() -> onnx.ModelProto:
     node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], output_shape=[10, 8])
     return one_node(node, (2, 8, 5, 4), (2, 6, 10, 8), {"w": values(8, 6, 3, 3)})
@@ -132,6 +141,11 @@ REASONS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "rounded for training": (fake, f"its weight is rounded on the way to it (behind DequantizeLinear){ROUNDED}"),
     "integers cast": (cast_integers, "its weight is stored as INT8, not as floating point"),
     "read as bfloat16": (bfloat, "its weight is read as BFLOAT16, not as floating point that can be factored"),
+    "bfloat16 cast": (
+        bfloat_cast,
+        "its weight is stored as BFLOAT16, and factors rounded to its 8 bits once more are too far off to be proved: compress "
+        "the model in single precision and round the result",
+    ),
     "integers": (integer_matmul, "its weight is stored as INT32, not as floating point"),
     "transA": (lambda: gemm(transA=1), "Gemm with transA = 1"),
     "alpha": (lambda: gemm(alpha=0.5), "Gemm with alpha or beta other than 1"),

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from batude_onnx.errors import DataError
+from batude_onnx.errors import BudgetError, DataError
 from batude_onnx.loading import load_model
 from batude_onnx.pipeline import compress, validate
 from batude_onnx.validation import open_graph
@@ -99,6 +99,16 @@ def test_with_samples(proto: onnx.ModelProto, tmp_path: Path, samples: Path) -> 
     assert verdict.ranks
     assert all(difference.within for difference in (*verdict.surgery, *verdict.parity))
     assert stored(settings.output) == verdict.comparison.cost_other.params <= verdict.budget.limits[0].limit
+
+
+def test_a_budget_that_layers_left_alone_forbid_names_them(tmp_path: Path) -> None:
+    """Both inputs of a network of twins go through the same weight."""
+    more = (helper.make_node("Conv", ["r", "v"], ["z"], pads=[1] * 4), helper.make_node("Add", ["y", "z"], ["sum"]))
+    settings = settings_for(saved(followed_by(*more, out="sum"), tmp_path), tmp_path, "3x")
+    with pytest.raises(
+        BudgetError, match=r"; 2 of 3 layers cannot be made smaller \(the largest, y: its weight v is shared by 2"
+    ):
+        compress(settings)
 
 
 def test_numbers_too_large_to_be_squared_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,11 @@ def stored_weight(value: ir.Value | None, what: str) -> tuple[Held, tuple[int, .
     if weight is None:
         raise Whole(f"{what} is {constants.made_by(value)}")
     stored = constants.tensor(weight.root)
+    if stored.dtype == ir.DataType.BFLOAT16:
+        coarse = "factors rounded to its 8 bits once more are too far off to be proved"
+        raise Whole(
+            f"its weight is stored as BFLOAT16, and {coarse}: compress the model in single precision and round the result"
+        )
     if stored.dtype not in constants.FLOATS:
         raise Whole(f"its weight is stored as {stored.dtype.name}, not as floating point")
     if weight.dtype not in constants.FLOATS:
