@@ -38,6 +38,8 @@ ROWS = (
     Row("resnet18", "macs=2.3x", 1, 1, 0.95),
     Row("resnet18", "macs=2.3x", None, 1, 0.95),
     Row("resnet18", "macs=2.3x", None, 2, 0.95),
+    # 0.95 of that cut, asked for.
+    Row("resnet18", "macs=2.3x,latency=2.19x", None, 1, 2.19),
     Row("resnet50", "macs=2x", None, 1, 0.85),
     Row("vgg16", "macs=4x", None, 1, 0.9),
     # Its last layers have few MACs and many weights to read: a limit of MACs alone leaves them, and their time, as they are.
