@@ -11,7 +11,7 @@ import torch
 
 from batude_onnx.budget import Terms, budget_metrics
 from batude_onnx.choosing import choose_layers, with_methods
-from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, RuntimeMissingError
+from batude_onnx.errors import BudgetError, DataError, NothingToCompressError, OutputError, RuntimeMissingError
 from batude_onnx.loading import (
     Dataset,
     check_writable,
@@ -57,6 +57,8 @@ class Case:
 
 def report_path(output: Path) -> Path:
     """Where the verdict of a run goes: beside the model, under the same name."""
+    if not output.name:
+        raise OutputError(f"{output}: this is a folder; give the name of a file to write")
     return output.with_suffix(".json")
 
 

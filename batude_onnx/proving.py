@@ -140,8 +140,8 @@ def _made_up(session: Session, feeding: Feeding, seed: int) -> Feeds:
     feeds, outputs = _first_that_runs(feeding, MADE_UP, run)
     if (name := senseless(outputs)) is not None:
         raise ModelError(
-            f"output {name!r} holds no finite numbers on inputs made up by type, name and use: say what they hold, such as "
-            f"{feeding.example()}"
+            f"output {name!r} holds NaN, or infinities only, on inputs made up by type, name and use: say what they hold, such "
+            f"as {feeding.example()}"
         )
     return feeds
 

@@ -119,6 +119,9 @@ def test_a_given_range_is_kept_whatever_the_type() -> None:
         (TensorProto.UINT8, Given(None, -1, 1), "range -1..1 does not fit"),
         (INT64, Given(None, 0, 1.5), "range 0..1.5 does not fit"),
         (TensorProto.BOOL, Given(None, 0, 2), "whole numbers from 0 to 1"),
+        (FLOAT, Given(None, -1e39, 1), "range -1e[+]39..1 does not fit input x: .* it takes numbers up to 3.4"),
+        (TensorProto.FLOAT16, Given(None, 0, 1e5), "range 0..100000 does not fit"),
+        (FLOAT, Given((10**22, 3, 5, 7)), "is too large; give sizes up to 2,147,483,647"),
         (FLOAT, Given((2, 3)), r"shape \(2, 3\) does not fit input x"),
         (FLOAT, Given((2, 4, 5, 7)), "does not fit input x"),
         (FLOAT, Given((2, 3, 0, 7)), "only sizes that are not numbers can be chosen, from 1 up"),
@@ -139,6 +142,8 @@ def test_wishes_for_what_is_not_there() -> None:
         fed(passed(("x", FLOAT, [1, 3, None, None])), Wishes(dims={"height": 4}))
     with pytest.raises(ModelError, match=r"shape \(1, 3, 8, 8\) of input x: float32.* and dimension H=9 contradict each other"):
         fed(model, Wishes({"x": Given((1, 3, 8, 8))}, {"H": 9}))
+    with pytest.raises(ModelError, match="dimension H=10000000000 is too large"):
+        fed(model, Wishes(dims={"H": 10**10}))
 
 
 def test_dimensions_are_fixed_by_name_in_all_inputs() -> None:

@@ -196,6 +196,31 @@ def test_data_outside_of_the_folder_is_refused(tmp_path: Path, location: str) ->
     assert "outside of the model's folder" in refusal(saved(path, model))
 
 
+@pytest.mark.parametrize("location", ["a" * 300, "model\0.bin"])
+def test_a_location_that_no_file_can_have(tmp_path: Path, location: str) -> None:
+    path = saved_external(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    assert "has unreadable external data fields" in refusal(saved(path, model))
+
+
+def test_a_weight_of_a_type_that_onnx_does_not_have(tmp_path: Path) -> None:
+    model = conv_bn()
+    model.graph.initializer[0].data_type = 99
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert "is of the unknown type 99" in refusal(path)
+
+
+def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    assert "cannot be read" in refusal(tmp_path / f"{'n' * 300}.onnx")
+    loop = tmp_path / "loop.onnx"
+    loop.symlink_to(loop)
+    assert "no such file" in refusal(loop)
+
+
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "inner"
     folder.mkdir()

@@ -130,6 +130,12 @@ def test_a_place_where_nothing_can_be_made(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_input_that_cannot_be_there_is_not_the_output(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.onnx"
+    loop.symlink_to(loop)
+    check_writable(tmp_path / "out.onnx", loop, tmp_path / f"{'n' * 300}.onnx")
+
+
 def test_the_input_is_never_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "in.onnx"
     source.write_bytes(b"x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,14 @@ def test_a_budget_that_layers_left_alone_forbid_names_them(tmp_path: Path) -> No
         BudgetError, match=r"; 2 of 3 layers cannot be made smaller \(the largest, y: its weight v is shared by 2"
     ):
         compress(settings)
+
+
+def test_a_weight_behind_a_long_way(tmp_path: Path) -> None:
+    names = ["v", *(f"v{number}" for number in range(1200))]
+    way = [helper.make_node("Identity", [a], [b]) for a, b in pairwise(names)]
+    layer = helper.make_node("Conv", ["y", names[-1]], ["z"], pads=[1] * 4)
+    settings = settings_for(saved(followed_by(*way, layer, out="z"), tmp_path), tmp_path, "1.3x", simplify=False)
+    assert compress(settings).ranks
 
 
 def test_numbers_too_large_to_be_squared_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from batude_onnx.pipeline import compress
+from batude_onnx.settings import LayerWishes
 from tests.layer_models import one_node, values
 from tests.pipelines import Listener, check, saved, settings_for
 
@@ -88,3 +89,13 @@ def test_external_data_of_constant_nodes_are_the_models_own(tmp_path: Path, monk
     verdict = compress(settings)
     check(verdict, settings)
     assert "y" in verdict.ranks
+
+
+def test_weights_that_callers_may_replace_stay_inputs(tmp_path: Path) -> None:
+    proto = convolutions()
+    proto.graph.input.append(helper.make_tensor_value_info("v", TensorProto.FLOAT, [24, 24, 3, 3]))
+    settings, told = settings_for(saved(proto, tmp_path), tmp_path, "1.2x", layers=LayerWishes(include=("c",))), Listener()
+    verdict = compress(settings, told)
+    check(verdict, settings)
+    assert set(verdict.ranks) == {"c"}
+    assert any("callers may replace weights" in line for line in told.said)

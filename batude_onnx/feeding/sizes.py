@@ -20,6 +20,8 @@ PICTURE = (224, 256, 320, 640, 512, 416, 64, 32)
 SIGNAL = (16000, 512, 576, 1024, 4096, 256)
 SEQUENCE = (64, 128, 100, 16, 256, 32, 512)
 ATTEMPTS = 24
+# What ONNX can count is more, what can be run is less.
+LARGEST = 2**31 - 1
 BATCH = re.compile(r"n|b|bs|.*batch.*", re.IGNORECASE)
 
 
@@ -36,6 +38,8 @@ def require_fit(specs: Sequence[InputSpec], wishes: Wishes) -> None:
         if name not in names:
             there = f"there are {', '.join(names)}" if names else "no dimension of the inputs has a name; give --input NAME=SHAPE"
             raise ModelError(f"no input has a dimension {name!r}; {there}")
+        if wishes.dims[name] > LARGEST:
+            raise ModelError(f"dimension {name}={wishes.dims[name]} is too large; give a size up to {LARGEST:,}")
 
 
 def _require_shape(spec: InputSpec, shape: Shape | None, dims: Mapping[str, int]) -> None:
@@ -44,6 +48,8 @@ def _require_shape(spec: InputSpec, shape: Shape | None, dims: Mapping[str, int]
     fits = len(shape) == len(spec.shape) and all(
         size is None or size == wanted or not isinstance(wanted, int) for size, wanted in zip(shape, spec.shape, strict=True)
     )
+    if fits and max((size for size in shape if size is not None), default=1) > LARGEST:
+        raise ModelError(f"shape {shape} of input {spec} is too large; give sizes up to {LARGEST:,}")
     if not fits or min((size for size in shape if size is not None), default=1) < 1:
         raise ModelError(f"shape {shape} does not fit input {spec}; only sizes that are not numbers can be chosen, from 1 up")
     for size, wanted in zip(shape, spec.shape, strict=True):
@@ -52,7 +58,12 @@ def _require_shape(spec: InputSpec, shape: Shape | None, dims: Mapping[str, int]
 
 
 def _require_range(spec: InputSpec, given: Given) -> None:
-    if given.low is None or given.high is None or spec.dtype.kind in "fV":
+    if given.low is None or given.high is None or spec.dtype.kind == "V":
+        return
+    if spec.dtype.kind == "f":
+        most = float(np.finfo(np.float16 if spec.dtype == np.float16 else np.float32).max)
+        if max(-given.low, given.high) > most:
+            raise ModelError(f"range {given.low:g}..{given.high:g} does not fit input {spec}: it takes numbers up to {most:g}")
         return
     ends = (0, 1) if spec.dtype.kind == "b" else (np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max)
     whole = given.low == int(given.low) and given.high == int(given.high)

@@ -147,7 +147,13 @@ def name_of(root: ir.Value) -> str:
 
 def uses(root: ir.Value) -> int:
     """How many inputs read this constant, through however many nodes that only pass it on."""
-    total = 0
-    for node, _ in root.uses():
-        total += uses(node.outputs[0]) if _is(node, *PASSED) else 1
-    return total + (1 if root.is_graph_output() else 0)
+    total, left = 0, [root]
+    while left:
+        value = left.pop()
+        total += 1 if value.is_graph_output() else 0
+        for node, _ in value.uses():
+            if _is(node, *PASSED):
+                left.append(node.outputs[0])
+            else:
+                total += 1
+    return total

@@ -18,7 +18,7 @@ from onnx_ir.passes.common import InlinePass
 
 from batude_onnx.errors import ModelError
 from batude_onnx.loading import fidelity
-from batude_onnx.loading.soundness import require_complete, require_sources, require_text
+from batude_onnx.loading.soundness import require_complete, require_sources, require_text, require_types
 
 
 def load_model(path: Path) -> onnx_ir.Model:
@@ -32,9 +32,10 @@ def load_model(path: Path) -> onnx_ir.Model:
     require_complete(proto, path)
     require_text(proto, path)
     require_sources(proto, path)
+    require_types(_tensors(proto), path)
     _refuse_what_would_be_lost(proto, path)
     folder = path.resolve().parent
-    external = list(_external_tensors(proto))
+    external = [tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     if external and path.is_symlink():
         # onnxruntime would look for the data beside the link.
         raise ModelError(f"{path}: this is a link, and the model has external data: give the path it leads to, {path.resolve()}")
@@ -78,8 +79,14 @@ def _read(tensor: onnx_ir.ExternalTensor) -> onnx_ir.TensorProtocol:
 
 
 def without_functions(model: onnx_ir.Model) -> onnx_ir.Model:
-    """`model`, which is used up, with the nodes of its functions in the place of each call."""
-    return InlinePass()(model).model if model.functions else model
+    """`model`, which is used up, with the nodes of its functions in the place of each call. Raises ModelError where a call does
+    not fit its function."""
+    try:
+        return InlinePass()(model).model if model.functions else model
+    except ValueError as error:
+        raise ModelError(
+            f"a function cannot be put in the place of its call ({_one_line(error)}): export the model again"
+        ) from error
 
 
 def external_files(model: onnx_ir.Model) -> tuple[Path, ...]:
@@ -94,7 +101,11 @@ def external_files(model: onnx_ir.Model) -> tuple[Path, ...]:
 
 def _parse(path: Path) -> onnx.ModelProto:
     """The protobuf message in `path`, external data not read."""
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); give the path of an .onnx file") from error
+    if not there:
         raise ModelError(f"{path}: no such file; give the path of an .onnx file")
     if not path.is_file():
         raise ModelError(f"{path}: this is not a file; give the path of an .onnx file")
@@ -150,8 +161,8 @@ def _refuse_what_would_be_lost(proto: onnx.ModelProto, path: Path) -> None:
         raise ModelError(f"{path}: has training information, which would be lost; give the inference model")
 
 
-def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of the model, in initializers and in attributes, that lies in another file."""
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of the model, in initializers and in attributes."""
     nodes = [node for graph in _all_graphs(proto) for node in graph.node]
     nodes += [node for function in proto.functions for node in function.node]
     tensors = [tensor for graph in _all_graphs(proto) for tensor in graph.initializer]
@@ -159,20 +170,25 @@ def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         for attribute in node.attribute:
             tensors += [attribute.t] if attribute.HasField("t") else []
             tensors += attribute.tensors
-    yield from (tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    yield from tensors
 
 
 def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
     """The file that `tensor` names must lie in the model's `folder` and be long enough to hold it."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    file = (folder / location).resolve()
+    try:
+        file = (folder / location).resolve()
+        there = file.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        # Too long, a link to itself, or with a NUL in it.
+        raise ModelError(f"{path}: weight {tensor.name!r} has unreadable external data fields ({_one_line(error)})") from error
     if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
         raise ModelError(
             f"{path}: weight {tensor.name!r} points to external data {location!r} outside of the model's folder; "
             "move the data file beside the model and save it with a relative location"
         )
-    if not file.is_file():
+    if not there:
         raise ModelError(f"{path}: external data file {location!r} (weight {tensor.name!r}) is missing; put it into {folder}")
     if (folder / location).is_symlink() or file.stat().st_nlink > 1:
         raise ModelError(

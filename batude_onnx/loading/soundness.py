@@ -35,6 +35,14 @@ def require_text(proto: onnx.ModelProto, path: Path) -> None:
             raise ModelError(f"{path}: damaged: {field} {text[:40]!r} is not UTF-8; export or download it again")
 
 
+def require_types(tensors: Iterable[onnx.TensorProto], path: Path) -> None:
+    """Refuse tensors of types that ONNX does not have."""
+    for tensor in tensors:
+        if tensor.data_type not in onnx.TensorProto.DataType.values():
+            kind = f"weight {tensor.name!r} is of the unknown type {tensor.data_type}"
+            raise ModelError(f"{path}: damaged: {kind}; export or download it again")
+
+
 def _texts(message: Message) -> Iterator[tuple[str, str | bytes]]:
     """Every string of a message, with the name of its field."""
     if isinstance(message, onnx.NodeProto) and message.domain in ("", "ai.onnx"):

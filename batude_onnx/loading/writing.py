@@ -36,6 +36,10 @@ def check_writable(path: Path, *inputs: Path) -> None:
     Meant to be called before hours of training, not after.
     """
     folder = path.parent
+    try:
+        path.exists()
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
     if not folder.is_dir():
         raise OutputError(f"{path}: the folder {folder} does not exist; create it or choose another output")
     if path.is_dir():
@@ -161,6 +165,10 @@ def _sync(path: Path) -> None:
 
 
 def _same(one: Path, other: Path) -> bool:
-    if one.exists() and other.exists():
-        return one.samefile(other)
-    return one.resolve() == other.resolve()
+    try:
+        if one.exists() and other.exists():
+            return one.samefile(other)
+        return one.resolve() == other.resolve()
+    except (OSError, RuntimeError):
+        # A name that is too long, or a link to itself, is no file.
+        return False

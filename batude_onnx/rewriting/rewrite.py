@@ -109,15 +109,16 @@ def _replace(model: ir.Model, node: ir.Node, chain: FactorChain) -> None:
 
 def _drop_unused(value: ir.Value) -> None:
     """Remove a constant that nothing reads any more, and the nodes that led to it, from wherever they stand."""
-    if value.uses() or value.is_graph_output():
-        return
-    producer, graph = value.producer(), value.graph
-    if producer is not None:
-        inputs = [given for given in producer.inputs if given is not None]
-        _graph_of(producer).remove(producer, safe=True)
-        for given in inputs:
-            _drop_unused(given)
-    elif graph is not None and value.is_initializer():
-        if value.is_graph_input():
-            graph.inputs.remove(value)
-        del graph.initializers[str(value.name)]
+    left = [value]
+    while left:
+        value = left.pop()
+        if value.uses() or value.is_graph_output():
+            continue
+        producer, graph = value.producer(), value.graph
+        if producer is not None:
+            left += [given for given in producer.inputs if given is not None]
+            _graph_of(producer).remove(producer, safe=True)
+        elif graph is not None and value.is_initializer():
+            if value.is_graph_input():
+                graph.inputs.remove(value)
+            del graph.initializers[str(value.name)]
