@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from batude_onnx import benching, bookkeeping, decomposition, layers, outlook, pacing, trained, untrained
+from batude_onnx import benching, bookkeeping, decomposition, layers, outlook, pacing, surgery, trained, untrained
 from batude_onnx.budget import amount, require_feasible
 from batude_onnx.errors import (
     BudgetError,
@@ -32,7 +32,7 @@ from batude_onnx.loading import (
 from batude_onnx.opening import Case, in_runs, load_data, open_case, report_path, sized, with_runs
 from batude_onnx.planfile import write_plan
 from batude_onnx.pricing import bytes_of
-from batude_onnx.proving import Feeds, Survey, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey, worst_of
+from batude_onnx.proving import Feeds, Survey, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey
 from batude_onnx.records import (
     Benchmark,
     Budget,
@@ -40,7 +40,6 @@ from batude_onnx.records import (
     Cost,
     Outlook,
     OutputDifference,
-    Site,
     TrainResult,
     Verdict,
     Wishes,
@@ -54,8 +53,6 @@ from batude_onnx.training.planning import Planned
 from batude_onnx.training.recipe import RECIPES
 from batude_onnx.validation import compare, open_file, open_graph, require
 
-# Runs of a model of several inputs on which its rewrite is proved.
-PROVED = 16
 # How often a finished file that is too slow is made smaller.
 AGAIN = 2
 
@@ -75,8 +72,8 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
     case = _open(settings, watch, (settings.output, report))
     if case.large:
         watch.say("a large model: it is run piece by piece, and how fast it is not measured (batude-onnx validate does)")
-    surgery = _prove_surgery(case)
-    watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(surgery):.1e}")
+    full_rank = surgery.proved(case)
+    watch.say(f"rewriting all layers at full rank changes the outputs by at most {_worst(full_rank):.1e}")
     with Spool(settings.output.parent, settings.output) as spool:
         way = _planned(case, watch)
         result, expected = _compressed(case, way, watch, began, spool)
@@ -94,7 +91,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
         ranks=result.plan.chosen(),
         methods=methods,
         whole=bookkeeping.whole(case, result.plan, result.kept),
-        surgery=surgery,
+        surgery=full_rank,
         parity=parity,
         comparison=comparison,
         facts=bookkeeping.facts(case, result, time.monotonic() - began),
@@ -208,48 +205,6 @@ def _open(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case:
         count = f"{len(left)} of {len(case.seen.sites)} layers cannot be made smaller"
         raise BudgetError(f"{error}; {count} (the largest, {largest.key}: {largest.reason})") from error
     return case
-
-
-def _prove_surgery(case: Case) -> tuple[OutputDifference, ...]:
-    """Every compressible layer rewritten at full rank must give the original's outputs, whichever method factors it.
-
-    The worse difference of each output comes back.
-    """
-    sites = case.seen.compressible
-    ways = [RECIPES[case.settings.recipe].ways(site) for site in sites]
-    # A layer that has been factored in all of its ways stays whole in the rounds that others need.
-    rounds = [{way[0].key: way[number] for way in ways if number < len(way)} for number in range(max(map(len, ways), default=1))]
-    return worst_of(differences for sites in rounds for differences in _surgery(case, sites))
-
-
-def _surgery(case: Case, sites: Mapping[str, Site]) -> Iterator[tuple[OutputDifference, ...]]:
-    """The outputs with all of these factored and nothing lost, held against the original's, once for each run that is proved."""
-    change = partial(_at_full_rank, sites)
-    session = open_graph(case.model, case.settings.provider, case.settings.threads, change)
-    # Each run may take another way through the graph.
-    for feeds in case.runs[:PROVED] or (case.feeds,):
-        differences = compare(outputs_of(case.original, feeds), outputs_of(session, feeds), half=case.seen.half)
-        where = partial(_where, replace(case, feeds=feeds), lambda: (case.model, change(case.model)))
-        require(differences, "the rewrite at full rank does not equal the original", where)
-        yield differences
-
-
-def _at_full_rank(sites: Mapping[str, Site], graph: ir.Model) -> ir.Model:
-    """`graph` (or a piece of it) with those of the `sites` that stand in it factored and nothing lost."""
-    nodes = layers.nodes_by_key(graph)
-    chains = {}
-    for key in [key for key in nodes if key in sites]:
-        chains[key] = untrained.as_stored(sites[key], nodes[key], decomposition.max_ranks(sites[key]))
-    return rewrite(graph, chains)
-
-
-def _where(case: Case, graphs: Callable[[], tuple[ir.Model, ir.Model]]) -> str:
-    """Where the difference between two graphs begins, in words; nothing of a large model, as both would have to be made whole."""
-    if case.large:
-        return ""
-    reference, other = graphs()
-    found = origin_of(reference, other, case.feeds, case.original, case.seen.half)
-    return "all values on the way that both have are equal" if found is None else str(found)
 
 
 def _compressed(case: Case, way: Way, watch: Watch, began: float, spool: Spool) -> tuple[TrainResult, Feeds]:
@@ -375,12 +330,12 @@ def _prove(path: Path, case: Case, result: TrainResult, expected: Feeds) -> tupl
     require(
         parity,
         "the written file does not compute what was trained",
-        lambda: _where(case, lambda: (_dense(case, result, case.model), model)),
+        lambda: surgery.where_differs(case, lambda: (_dense(case, result, case.model), model)),
     )
     limited = "latency" in case.terms.metrics
     comparison = hold_against(
         case.original, session, (case.seen, written), (str(case.settings.model), str(case.settings.output)),
-        case.runs[:PROVED] or (case.feeds,), case.dataset, timed=not limited,
+        surgery.runs_of(case), case.dataset, timed=not limited,
     )  # fmt: skip
     if limited:
         comparison = replace(comparison, latency=pacing.held(case, session))

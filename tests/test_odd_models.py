@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from batude_onnx.errors import BudgetError, DataError
 from batude_onnx.loading import load_model
 from batude_onnx.pipeline import compress, validate
-from batude_onnx.validation import open_graph
+from batude_onnx.validation import open_graph, open_session
 from tests.layer_models import values
 from tests.loading_models import model_of
 from tests.pipelines import Listener, check, saved, settings_for, stored
@@ -110,6 +110,53 @@ def test_a_budget_that_layers_left_alone_forbid_names_them(tmp_path: Path) -> No
         BudgetError, match=r"; 2 of 3 layers cannot be made smaller \(the largest, y: its weight v is shared by 2"
     ):
         compress(settings)
+
+
+def _no_shape(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+
+
+def _no_type(model: onnx.ModelProto) -> None:
+    model.graph.output[0].ClearField("type")
+
+
+def _no_name(model: onnx.ModelProto) -> None:
+    model.graph.name = ""
+
+
+def _key_twice(model: onnx.ModelProto) -> None:
+    model.metadata_props.extend(onnx.StringStringEntryProto(key="author", value=value) for value in "ab")
+
+
+def _full_domain(model: onnx.ModelProto) -> None:
+    model.graph.node[0].domain = "ai.onnx"
+
+
+def _old(model: onnx.ModelProto) -> None:
+    model.ir_version = 3
+    model.opset_import[0].version = 8
+
+
+@pytest.mark.parametrize("harm", [_no_shape, _no_type, _no_name, _key_twice, _full_domain, _old])
+@pytest.mark.parametrize("simplify", [True, False])
+def test_what_the_checker_minds_and_the_runtime_does_not(
+    harm: Callable[[onnx.ModelProto], None], simplify: bool, tmp_path: Path
+) -> None:
+    model = followed_by()
+    harm(model)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    assert open_session(path, threads=1).run({"x": values(1, 8, 6, 6)})
+    settings = settings_for(path, tmp_path, "1.3x,macs=1.2x", simplify=simplify)
+    verdict = compress(settings)
+    assert verdict.ranks
+    made = onnx.load(settings.output)
+    assert (made.graph.name, made.ir_version, list(made.graph.output)) == (
+        model.graph.name,
+        model.ir_version,
+        list(model.graph.output),
+    )
+    assert all(difference.within for difference in validate(settings.output, settings.output, threads=1).differences)
 
 
 def test_a_weight_behind_a_long_way(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from batude_onnx import pipeline, proving, rewriting, untrained
+from batude_onnx import pipeline, proving, rewriting, surgery, untrained
 from batude_onnx.errors import (
     BatudeError,
     BudgetMissedError,
@@ -59,7 +59,8 @@ def wrong_rewrite(calls: int) -> Patch:
             result = rewriting.rewrite(*args, **kwargs)
             return spoiled(result) if len(seen) == calls else result
 
-        patch.setattr(pipeline, "rewrite", rewrite)
+        for place in (surgery, pipeline):
+            patch.setattr(place, "rewrite", rewrite)
 
     return apply
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from batude_onnx import pipeline
+from batude_onnx import pipeline, surgery
 from batude_onnx.errors import ParityError
 from batude_onnx.pipeline import compress, validate
 from batude_onnx.records import Divergence, OutputDifference
@@ -124,7 +124,7 @@ def test_a_proof_that_fails_says_where(tmp_path: Path, monkeypatch: pytest.Monke
                 value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.1), name=name)
         return made
 
-    monkeypatch.setattr(pipeline, "rewrite", spoiled)
+    monkeypatch.setattr(surgery, "rewrite", spoiled)
     with pytest.raises(
         ParityError, match=r"equal the original.* the first to differ is node 'c2' \(Conv; value 'c2' by .*; nothing was"
     ):

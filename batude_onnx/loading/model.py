@@ -7,7 +7,7 @@ the ONNX checker must accept it. Weights in external files are measured, never r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from onnx_ir.passes.common import InlinePass
 
 from batude_onnx.errors import ModelError
 from batude_onnx.loading import fidelity
+from batude_onnx.loading.checking import check_mended, check_with_onnx, inner_graphs, one_line
 from batude_onnx.loading.soundness import require_complete, require_sources, require_text, require_types
 
 
@@ -41,16 +42,14 @@ def load_model(path: Path) -> onnx_ir.Model:
         raise ModelError(f"{path}: this is a link, and the model has external data: give the path it leads to, {path.resolve()}")
     for tensor in external:
         _check_external(tensor, folder, path)
-    in_order = _check_with_onnx(path)
+    in_order = check_with_onnx(proto, path)
     try:
         model = onnx_ir.serde.deserialize_model(proto)
         if not in_order:
             model.graph.sort()
-            onnx.checker.check_model(_without_external(onnx_ir.to_proto(model)))
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"{path}: the ONNX checker rejects it: {_one_line(error)}; export it again") from error
+            check_mended(onnx_ir.to_proto(model), path)
     except (onnx_ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"{path}: onnx-ir cannot read this model ({_one_line(error)}); simplify or re-export it") from error
+        raise ModelError(f"{path}: onnx-ir cannot read this model ({one_line(error)}); simplify or re-export it") from error
     fidelity.remember(model, proto)
     onnx_ir.external_data.set_base_dir(model.graph, folder)
     for function in model.functions.values():
@@ -85,7 +84,7 @@ def without_functions(model: onnx_ir.Model) -> onnx_ir.Model:
         return InlinePass()(model).model if model.functions else model
     except ValueError as error:
         raise ModelError(
-            f"a function cannot be put in the place of its call ({_one_line(error)}): export the model again"
+            f"a function cannot be put in the place of its call ({one_line(error)}): export the model again"
         ) from error
 
 
@@ -121,25 +120,11 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """`graph` and every graph in the attributes of its nodes."""
-    yield graph
-    yield from _inner_graphs(graph.node)
-
-
-def _inner_graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-            for inner in attribute.graphs:
-                yield from _graphs(inner)
-
-
 def _all_graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    yield from _graphs(proto.graph)
-    for function in proto.functions:
-        yield from _inner_graphs(function.node)
+    """The main graph and every graph in the attributes of nodes."""
+    yield proto.graph
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        yield from inner_graphs(nodes)
 
 
 def _refuse_what_would_be_lost(proto: onnx.ModelProto, path: Path) -> None:
@@ -182,7 +167,7 @@ def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
         there = file.is_file()
     except (OSError, RuntimeError, ValueError) as error:
         # Too long, a link to itself, or with a NUL in it.
-        raise ModelError(f"{path}: weight {tensor.name!r} has unreadable external data fields ({_one_line(error)})") from error
+        raise ModelError(f"{path}: weight {tensor.name!r} has unreadable external data fields ({one_line(error)})") from error
     if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
         raise ModelError(
             f"{path}: weight {tensor.name!r} points to external data {location!r} outside of the model's folder; "
@@ -199,40 +184,10 @@ def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
         needed = -(-prod(tensor.dims) * onnx_ir.DataType(tensor.data_type).bitwidth // 8)
     except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path}: weight {tensor.name!r} has unreadable external data fields ({_one_line(error)})") from error
+        raise ModelError(f"{path}: weight {tensor.name!r} has unreadable external data fields ({one_line(error)})") from error
     size = file.stat().st_size
     if offset < 0 or 0 <= length < needed or offset + needed > size:
         raise ModelError(
             f"{path}: weight {tensor.name!r} needs {needed} bytes at offset {offset} of {location!r}, "
             f"which holds {size} bytes; the data file is cut short or belongs to another model"
         )
-
-
-def _check_with_onnx(path: Path) -> bool:
-    """Whether the nodes are in an order in which they can run; raises ModelError for everything else that is wrong."""
-    # By path, since the checker cannot take more than 2 GB as bytes and looks for external data beside the file.
-    try:
-        onnx.checker.check_model(path)
-    except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError, ValueError) as error:
-        # Some exporters leave the nodes unsorted. onnxruntime runs them, so that alone is no reason to refuse.
-        if "topologically sorted" in str(error):
-            return False
-        raise ModelError(f"{path}: the ONNX checker rejects it: {_one_line(error)}; export it again") from error
-    return True
-
-
-def _without_external(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """`proto` with its external weights turned into inputs: the checker looks for their files in the working folder."""
-    declared = {value.name for value in proto.graph.input}
-    for tensor in [tensor for tensor in proto.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]:
-        if tensor.name not in declared:
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        proto.graph.initializer.remove(tensor)
-    return proto
-
-
-def _one_line(error: BaseException) -> str:
-    """What a library gave as the root of an error, on one line of at most 300 characters."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300].rstrip(" .") or type(error).__name__
