@@ -21,7 +21,8 @@ BUDGETS = """## Budgets, and the speed that they give
 
 Each row is compressed without data; full-size networks have random weights. *of the cut* is the speed-up as a share of the cut
 in MACs. By default ranks suit the runtime's block of channels. Under a limit of time, the figure to reach is the speed-up
-itself."""
+itself. A limit of MACs alone leaves layers whole that have few MACs and yet take their time (VGG's first Gemm reads 411 MB of
+weights); where speed is what counts, limit both."""
 
 EQUAL = """## Peers at equal latency
 
