@@ -295,13 +295,19 @@ def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
         except ParityError as error:
             skipped = str(error)
         else:
-            before, after = file_bytes(model), file_bytes(found)
-            if after <= before:
+            (params, size), (more_params, more) = (_held(graph) for graph in (model, found))
+            if more_params <= params and more <= size:
                 return found
             # It computes what constants give, or gives each reader its own copy of a weight.
-            skipped = f"onnxsim would make the file larger ({before:,} to {after:,} bytes)"
+            what = f"{size:,} to {more:,} bytes" if more > size else f"{params:,} to {more_params:,} params"
+            skipped = f"onnxsim would make the file larger ({what})"
     watch.say(f"not simplified: {skipped}")
     return model
+
+
+def _held(model: ir.Model) -> tuple[int, int]:
+    """Parameters, and bytes as a file."""
+    return layers.count(model, {}).params, file_bytes(model)
 
 
 def _written(

@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from batude_onnx.loading import load_model, save_model
 from batude_onnx.pipeline import compress
 from batude_onnx.rewriting import rewrite
 from tests.layer_models import LAYERS, values
+from tests.loading_models import model_of
 from tests.pipelines import saved, settings_for
 from tests.rewritings import ATOL, RTOL, by_name, chains_of, checked, outputs
 from tests.rich_models import rich
@@ -194,3 +195,28 @@ def test_old_models_list_their_new_weights_as_inputs(tmp_path: Path) -> None:
     _, after = written(saved(proto, tmp_path), tmp_path, None)
     assert [value.name for value in after.graph.input] == ["x", *(tensor.name for tensor in after.graph.initializer)]
     assert [prop.key for prop in after.metadata_props] == ["b", "a"]
+
+
+def test_a_node_with_a_body_that_reads_another_value_now_reads_it_in_the_file(tmp_path: Path) -> None:
+    """As where a pass has found two constants to be equal."""
+    kinds = {"step": TensorProto.INT64, "go": TensorProto.BOOL, "v": TensorProto.FLOAT}
+    kinds |= {"goes": TensorProto.BOOL, "next": TensorProto.FLOAT}
+    told = {
+        name: helper.make_tensor_value_info(name, kind, None if kind == TensorProto.FLOAT else []) for name, kind in kinds.items()
+    }
+    body = helper.make_graph(
+        [helper.make_node("Mul", ["v", "v"], ["next"], doc_string="squared"), helper.make_node("Identity", ["go"], ["goes"])],
+        "body", [told["step"], told["go"], told["v"]], [told["goes"], told["next"]],
+    )  # fmt: skip
+    nodes = [helper.make_node("Loop", ["two", "", "x"], ["y"], body=body, doc_string="twice")]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in "xy")
+    held = {"two": np.array(2), "same": np.array(2)}
+    path = tmp_path / "model.onnx"
+    onnx.save(model_of(nodes, [x], [y], held), path)
+    model = load_model(path)
+    (loop,) = model.graph
+    loop.replace_input_with(0, model.graph.initializers["same"])
+    save_model(model, tmp_path / "out.onnx")
+    (written,) = onnx.load(tmp_path / "out.onnx").graph.node
+    assert (list(written.input), written.doc_string) == (["same", "", "x"], "twice")
+    assert written.attribute[0].g.node[0].doc_string == "squared"

@@ -100,6 +100,10 @@ def _restore_nodes(written: Body, source: Body, outer: frozenset[str]) -> None:
             edited = onnx.NodeProto()
             edited.CopyFrom(node)
             node.CopyFrom(original)
+            if edited.input != same.input:
+                # A constant that it read was computed, and may have another name now.
+                del node.input[:]
+                node.input.extend(edited.input)
             for body, ours, theirs in zip(_bodies(node), _bodies(edited), _bodies(original), strict=True):
                 body.CopyFrom(ours)
                 _restore_graph(body, theirs, outer | _values(source))
