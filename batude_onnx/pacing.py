@@ -54,7 +54,9 @@ def paced(case: Case, planned: Planned, watch: Watch) -> Planned:
 
 def faster(case: Case, planned: Planned, share: float) -> Planned:
     """As much less than `planned` as it takes to need 1 / `share` of its time; raises BudgetError where there is no such plan."""
-    return planned.under(case.terms.tightened({"latency": _tighter(planned, "latency", planned.plan.cost.of("latency"), share)}))
+    tight = {limit.metric: float(planned.plan.cost.of(limit.metric)) for limit in case.budget.limits if limit.metric in MEASURED}
+    # A file that has been seen to be small enough grows no more.
+    return planned.under(case.terms.tightened({**tight, "latency": _tighter(planned, "latency", tight["latency"], share)}))
 
 
 def _tighter(planned: Planned, metric: str, limit: float, share: float) -> float:

@@ -32,7 +32,7 @@ from batude_onnx.loading import (
 from batude_onnx.opening import Case, in_runs, load_data, open_case, report_path, sized, with_runs
 from batude_onnx.planfile import write_plan
 from batude_onnx.pricing import bytes_of
-from batude_onnx.proving import Feeds, Survey, hold_against, open_two, origin_of, outputs_of, parity_feeds, survey
+from batude_onnx.proving import Feeds, Survey, hold_against, one_sample, open_two, origin_of, outputs_of, parity_feeds, survey
 from batude_onnx.records import (
     Benchmark,
     Budget,
@@ -51,7 +51,7 @@ from batude_onnx.spool import Spool
 from batude_onnx.trainable import listed
 from batude_onnx.training.planning import Planned
 from batude_onnx.training.recipe import RECIPES
-from batude_onnx.validation import compare, open_file, open_graph, require
+from batude_onnx.validation import Session, compare, compare_latency, draws, in_pieces, open_file, open_graph, require
 
 # How often a finished file that is too slow is made smaller.
 AGAIN = 2
@@ -82,7 +82,7 @@ def compress(settings: Settings, watch: Watch | None = None) -> Verdict:
                 parity, comparison = _written(case, result, expected, watch, spool)
                 break
             except TooSlowError as error:
-                if last:
+                if last or (settings.seconds is not None and time.monotonic() - began > settings.seconds):
                     raise
                 way, result, expected = _faster(case, way, result, error, watch, spool)
         methods = bookkeeping.methods(result.chains)
@@ -158,7 +158,9 @@ def validate(
     if data is None and one.feeding.taken and watch is not None:
         watch.say(one.feeding.taken)
     runs = runs or [parity_feeds(sessions[0], one, dataset, seed)]
-    found = hold_against(*sessions, (one, other), (str(first), str(second)), runs, dataset)
+    found = hold_against(*_steady(models, sessions), (one, other), (str(first), str(second)), runs, dataset)
+    if not found.latency:
+        found = replace(found, latency=compare_latency(*sessions, one_sample(sessions[0], one.feeding, runs[0])))
     half = one.half or other.half
     if all(difference.within for difference in found.differences):
         return found
@@ -166,6 +168,15 @@ def validate(
         if (origin := origin_of(*models, feeds, sessions[0], half)) is not None:
             return replace(found, divergence=origin)
     return found
+
+
+def _steady(models: tuple[ir.Model, ir.Model], sessions: tuple[Session, Session]) -> tuple[Session, Session]:
+    """Sessions in which those of the models that draw numbers draw the same ones each time; their times mean nothing."""
+    if not any(any(draws(model)) for model in models):
+        return sessions
+    one, other = (open_graph(model, session.provider, session.threads) for model, session in zip(models, sessions, strict=True))
+    one.timed = other.timed = False
+    return one, other
 
 
 def bench(
@@ -185,6 +196,10 @@ def bench(
     Raises ParityError where their inputs or outputs are not the same ones.
     """
     models, surveys, sessions = open_two((first, second), provider, threads, inputs)
+    if any(in_pieces(model) for model in models):
+        raise UnsupportedError(
+            "more than 1 GB of weights is run in pieces, and no layer is timed: batude-onnx validate times both"
+        )
     feeding = surveys[0].feeding
     if feeding.taken and watch is not None:
         watch.say(feeding.taken)
@@ -228,7 +243,9 @@ def _faster(
     """The same with smaller ranks, fitted to what was trained: no training is lost over a little time. Raises `error` where no
     ranks are small enough."""
     try:
-        planned = pacing.faster(case, way if isinstance(way, Planned) else way.planned, error.share)
+        # Ranks that were learned are not those that were planned.
+        measured = replace(way if isinstance(way, Planned) else way.planned, plan=result.plan)
+        planned = pacing.faster(case, measured, error.share)
     except BudgetError:
         raise error from None
     watch.say(f"the finished file takes {100 * (error.share - 1):.1f} % too long: its ranks are made smaller, and fitted again")

@@ -33,6 +33,8 @@ def terms_of(
     if "latency" in metrics:
         if not session.whole:
             raise BudgetError("a model this large is run in pieces, so its time cannot be limited: limit params, macs or size")
+        if not session.timed:
+            raise BudgetError("a model that draws numbers is run without them, so its time cannot be limited: limit macs instead")
         cost, times = _timed(settings, model, seen, sample_of(settings, seen, session, feeds), cost, watch)
     budget = parse_budget([settings.budget], cost)
     nodes = layers.nodes_by_key(model)

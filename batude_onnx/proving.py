@@ -25,8 +25,8 @@ from batude_onnx.validation import (
     first_divergence,
     is_classifier,
     measure_shapes,
-    open_file,
     open_graph,
+    open_session,
     run_batched,
 )
 
@@ -110,7 +110,7 @@ def open_two(
         raise ParityError(f"the inputs differ: {', '.join(map(str, specs))} against {', '.join(map(str, theirs))}")
     one = see(first, wishes)
     other = survey(second, one.feeding.wishes())
-    sessions = open_file(paths[0], first, provider, threads), open_file(paths[1], second, provider, threads)
+    sessions = open_session(paths[0], provider, threads), open_session(paths[1], provider, threads)
     outputs = [", ".join(session.output_names) for session in sessions]
     if outputs[0] != outputs[1]:
         raise ParityError(f"the outputs differ: {outputs[0]} against {outputs[1]}")
@@ -216,7 +216,12 @@ def origin_of(reference: ir.Model, other: ir.Model, feeds: Feeds, session: Sessi
 
 def worst_of(proofs: Iterable[Sequence[OutputDifference]]) -> tuple[OutputDifference, ...]:
     """Of several comparisons of the same outputs, the worst of each: one that is not within its tolerance, before all."""
-    return tuple(max(same, key=lambda one: (not one.within, one.max_absolute)) for same in zip(*proofs, strict=True))
+    same: dict[str, list[OutputDifference]] = {}
+    for differences in proofs:
+        # A sequence may have more parts in one run than in another.
+        for difference in differences:
+            same.setdefault(difference.output, []).append(difference)
+    return tuple(max(found, key=lambda one: (not one.within, one.max_absolute)) for found in same.values())
 
 
 def _over_runs(original: Session, other: Session, runs: Sequence[Feeds], half: bool) -> tuple[OutputDifference, ...]:
@@ -234,10 +239,11 @@ def hold_against(
     timed: bool = True,
 ) -> Comparison:
     """Compare two open models on `runs` (one at least) and, where there is one, on the test data; then, if they are to be `timed`
-    and neither is run in pieces, their speed, one sample at a time."""
+    their times mean something, their speed, one sample at a time."""
     first, second = surveys
     differences = _over_runs(original, other, runs, first.half or second.half)
     scores: tuple[dict[str, float], ...] = ({}, {}) if dataset is None else quality(original, other, first.specs, dataset)
-    whole = original.whole and other.whole
-    latency = compare_latency(original, other, one_sample(original, first.feeding, runs[0])) if timed and whole else {}
+    latency: Mapping[str, float | int | str] = {}
+    if timed and original.timed and other.timed:
+        latency = compare_latency(original, other, one_sample(original, first.feeding, runs[0]))
     return Comparison(names[0], names[1], first.cost, second.cost, differences, scores[0], scores[1], latency)

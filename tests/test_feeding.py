@@ -216,6 +216,9 @@ def test_a_size_of_two_inputs_is_the_batch_of_both() -> None:
     for asked in (Wishes(dims={"N": 3}), Wishes({"s": Given((3, 48)), "xs": Given((5, 3, 32))})):
         given = fed(model, asked)
         assert {key: array.shape[-2] for key, array in given.first(given.values(1, 0)).items()} == {"s": 3, "xs": 3}
+    # Of more data as many as were asked for.
+    one = fed(passed(("x", FLOAT, ["N", 8])), Wishes(dims={"N": 1}))
+    assert one.first({"x": np.zeros((64, 8), np.float32)})["x"].shape == (1, 8)
 
 
 def test_one_sample_of_a_fixed_batch_is_the_batch() -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from batude_onnx.errors import BudgetError, DataError
 from batude_onnx.loading import load_model
 from batude_onnx.pipeline import compress, validate
-from batude_onnx.validation import open_graph, open_session
+from batude_onnx.validation import draws, open_graph, open_session
 from tests.layer_models import values
 from tests.loading_models import model_of
 from tests.pipelines import Listener, check, saved, settings_for, stored
@@ -223,3 +223,39 @@ def test_a_coin_falls_on_its_likelier_side(dtype: int | None, tmp_path: Path) ->
     x = np.array([0.1, 0.4, 0.6, 0.9], np.float32)
     (y,) = open_graph(load_model(saved(proto, tmp_path)), threads=1).run({"x": x}).values()
     assert y.tolist() == [0, 0, 1, 1]
+
+
+def test_what_is_drawn_in_a_branch(tmp_path: Path) -> None:
+    """A name that a pass would take stands outside of it."""
+    branch = helper.make_graph(
+        [helper.make_node("RandomNormalLike", ["val_0"], ["n"]), helper.make_node("Add", ["val_0", "n"], ["then"])],
+        "branch", [], [helper.make_tensor_value_info("then", FLOAT, None)],
+    )  # fmt: skip
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["val_0"], ["else"])], "other", [], [helper.make_tensor_value_info("else", FLOAT, None)]
+    )
+    choice = helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=other)
+    x, y = (helper.make_tensor_value_info(name, FLOAT, ["N"]) for name in "xy")
+    nodes, held = [helper.make_node("Relu", ["x"], ["val_0"]), choice], {"yes": np.array(True)}
+    path = saved(model_of(nodes, [x], [y], held, opset=18, ir_version=10), tmp_path)
+    (given,) = open_graph(load_model(path), threads=1).run({"x": np.ones(3, np.float32)}).values()
+    np.testing.assert_allclose(given, 2.0)
+
+
+def test_what_each_call_of_a_function_chooses_is_left_to_it(tmp_path: Path) -> None:
+    node = helper.make_node("RandomNormalLike", ["a"], ["b"], dtype=FLOAT)
+    scale = node.attribute.add()
+    scale.name, scale.ref_attr_name, scale.type = "scale", "sc", onnx.AttributeProto.FLOAT
+    proto = followed_by(helper.make_node("Noisy", ["y"], ["z"], domain="own", sc=0.0), out="z")
+    versions = [helper.make_opsetid("", 18)]
+    proto.functions.append(helper.make_function("own", "Noisy", ["a"], ["b"], [node], versions, ["sc"]))
+    proto.opset_import.append(helper.make_opsetid("own", 1))
+    assert not list(draws(load_model(saved(proto, tmp_path))))
+
+
+def test_the_time_of_a_model_that_draws_numbers(tmp_path: Path) -> None:
+    """Without them much of it could be computed beforehand."""
+    path = saved(drawn(NOISE["normal"]), tmp_path)
+    with pytest.raises(BudgetError, match="a model that draws numbers is run without them, so its time cannot be limited"):
+        compress(settings_for(path, tmp_path, "latency=1.1x"))
+    assert float(validate(path, path, threads=1).latency["ratio"]) > 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from batude_onnx.errors import ParityError
+from batude_onnx.proving import worst_of
 from batude_onnx.records import OutputDifference
 from batude_onnx.validation.parity import compare, cosine, require, tolerances
 from batude_onnx.validation.sessions import open_session, run_batched
@@ -163,3 +164,12 @@ def test_real_graphs_that_are_the_same_and_that_are_not() -> None:
     for wrong in (altered("shift", 0.0), altered("w", 1.02)):
         with pytest.raises(ParityError, match="output 'y' is off"):
             require(compare(reference, outputs(wrong)), "a wrong rewrite")
+
+
+def test_the_worst_of_several_runs_is_told_of_each_output() -> None:
+    """A sequence may have more parts in one run than in another."""
+    one, two = {"y[0]": np.ones(3)}, {"y[0]": np.ones(3), "y[1]": np.ones(2)}
+    near, far = compare(one, {"y[0]": np.ones(3) * 1.1}), compare(two, {"y[0]": np.ones(3) * 1.2, "y[1]": np.ones(2)})
+    found = worst_of([near, far])
+    assert [difference.output for difference in found] == ["y[0]", "y[1]"]
+    assert found[0].max_absolute == pytest.approx(0.2)

@@ -60,14 +60,16 @@ class Feeding:
         }
 
     def first(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Feeds:
-        """One sample of `feeds`, or one batch where the model fixes its size, or the user does."""
+        """One sample of `feeds`, or one batch where the model fixes its size, or the user does: as many as there are, at most."""
         found = {}
         for spec in self.specs:
             axis, array, shape = batch_axis(spec, self.specs), feeds[spec.name], self.given[spec.name].shape
             if spec.shape and isinstance(spec.shape[0], int):
                 array = array[: spec.shape[0]]
-            asked = axis is not None and shape is not None and shape[axis] is not None
-            found[spec.name] = array if axis is None or asked else np.take(array, [0], axis)
+            if axis is not None:
+                count = (None if shape is None else shape[axis]) or 1
+                array = np.take(array, range(min(count, array.shape[axis])), axis)
+            found[spec.name] = array
         return found
 
     def example(self) -> str:

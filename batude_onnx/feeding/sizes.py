@@ -61,7 +61,7 @@ def _require_range(spec: InputSpec, given: Given) -> None:
     if given.low is None or given.high is None or spec.dtype.kind == "V":
         return
     if spec.dtype.kind == "f":
-        most = float(np.finfo(np.float16 if spec.dtype == np.float16 else np.float32).max)
+        most = float(np.finfo(spec.dtype).max)
         if max(-given.low, given.high) > most:
             raise ModelError(f"range {given.low:g}..{given.high:g} does not fit input {spec}: it takes numbers up to {most:g}")
         return

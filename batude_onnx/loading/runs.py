@@ -21,7 +21,8 @@ Run = dict[str, npt.NDArray[Any]]
 def load_runs(path: Path, specs: Sequence[InputSpec], limit: int | None = None) -> tuple[Run, ...]:
     """What is fed to the inputs `specs` in each run: an input of shape (1, 3, 8, 8) is given as (runs, 1, 3, 8, 8).
 
-    Samples of the only input of a model may also be called as for training, and are then run one by one.
+    Samples of the only input of a model may also be called as for training, and are then run one by one, or in whole batches
+    where their size is fixed.
 
     `limit` keeps the first so many. Raises DataError, one line, for a missing array, another shape or kind of type, and arrays of
     different lengths.
@@ -29,7 +30,10 @@ def load_runs(path: Path, specs: Sequence[InputSpec], limit: int | None = None) 
     arrays = dict(read_named(path))
     names = [name for name in SAMPLES if name in arrays]
     if len(specs) == 1 and specs[0].name not in arrays and names:
-        arrays[specs[0].name] = arrays[names[0]][:, None]
+        given, batch = arrays[names[0]], specs[0].shape[0] if specs[0].shape else 1
+        size = batch if isinstance(batch, int) else 1
+        whole = len(given) // size * size
+        arrays[specs[0].name] = given[:whole].reshape(whole // size, size, *given.shape[1:])
     for spec in specs:
         wanted = f"{path}: input {spec} wants an array {spec.name!r} whose first axis counts the runs"
         if spec.name not in arrays:

@@ -9,7 +9,8 @@ from batude_onnx.validation.measuring import measure_shapes
 from batude_onnx.validation.memory import peak_memory
 from batude_onnx.validation.parity import compare, require
 from batude_onnx.validation.profiling import Feeds, Kernel, overheads, profile
-from batude_onnx.validation.sessions import Session, open_file, open_graph, open_session, run_batched, runtime_version
+from batude_onnx.validation.randomness import draws
+from batude_onnx.validation.sessions import Session, in_pieces, open_file, open_graph, open_session, run_batched, runtime_version
 
 __all__ = [
     "Feeds",
@@ -21,8 +22,10 @@ __all__ = [
     "compare",
     "compare_latency",
     "cpu_name",
+    "draws",
     "exposed",
     "first_divergence",
+    "in_pieces",
     "is_classifier",
     "measure_shapes",
     "open_file",

@@ -16,10 +16,12 @@ NORMAL, UNIFORM, COIN = ("RandomNormal", "RandomNormalLike"), ("RandomUniform", 
 
 
 def draws(model: ir.Model) -> Iterator[ir.Node]:
-    """All nodes of `model`, of its bodies and functions that draw numbers."""
+    """All nodes of `model`, of its bodies and functions that draw numbers, but for those whose numbers each call of a function
+    chooses."""
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         for node in graph.all_nodes():
-            if node.op_type in (*NORMAL, *UNIFORM, COIN) and node.domain in ("", "ai.onnx"):
+            chosen = any(attribute.is_ref() for attribute in node.attributes.values())
+            if node.op_type in (*NORMAL, *UNIFORM, COIN) and node.domain in ("", "ai.onnx") and not chosen:
                 yield node
 
 
@@ -65,5 +67,7 @@ def _fill(node: ir.Node) -> None:
 def _before(node: ir.Node, other: ir.Node) -> None:
     """`other` in front of `node`, which reads what it gives."""
     assert node.graph is not None
+    # A name of its own: one that onnx-ir would take may stand in a graph around this one.
+    other.outputs[0].name = f"{node.outputs[0].name}@steady"
     node.graph.insert_before(node, other)
     node.replace_input_with(0, other.outputs[0])

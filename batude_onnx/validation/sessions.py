@@ -43,11 +43,12 @@ class Session:
     """One model loaded in onnxruntime.
 
     `provider` is 'cpu' or 'cuda', `threads` the number inside one operator (None: onnxruntime's choice). `input_shapes` has
-    an int for each fixed size, and a str or None for the others. `whole`: all of it is in memory, so that times mean something.
+    an int for each fixed size, and a str or None for the others. `whole`: all of it is in memory. `timed`: times mean something,
+    which they do not of a model in pieces, or of one that has constants in the place of what it draws.
     """
 
     def __init__(self, native: Any, provider: str, threads: int | None, *, whole: bool = True) -> None:
-        self.whole = whole
+        self.whole = self.timed = whole
         self._native = native
         self.provider = provider
         self.threads = threads
@@ -165,9 +166,11 @@ def open_file(path: Path, model: onnx_ir.Model, provider: str = "cpu", threads: 
     """A session of the file in `path`, from which `model` was read: by `open_session`, or by `open_graph` where it is large, or
     draws numbers."""
     if not in_pieces(model):
-        if any(draws(model)):
-            return open_graph(model, provider, threads)
-        return open_session(path, provider, threads)
+        if not any(draws(model)):
+            return open_session(path, provider, threads)
+        steady = open_graph(model, provider, threads)
+        steady.timed = False
+        return steady
     # It is opened as it lies there all the same: of external weights onnxruntime then reads nothing.
     _open(path, "cpu", threads, {}, mapped=True)
     return open_graph(model, provider, threads)
