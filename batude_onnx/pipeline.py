@@ -245,6 +245,9 @@ def _faster(
     try:
         # Ranks that were learned are not those that were planned.
         measured = replace(way if isinstance(way, Planned) else way.planned, plan=result.plan)
+        if isinstance(way, trained.Prepared):
+            # By the methods that it has: a network of chains cannot be measured for others.
+            measured = replace(measured, recipe=replace(measured.recipe, formats=False))
         planned = pacing.faster(case, measured, error.share)
     except BudgetError:
         raise error from None

@@ -114,9 +114,10 @@ def test_a_finished_file_that_is_too_slow_is_made_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cifar_slice: Path, trains: bool
 ) -> None:
     """As on a machine that has slowed down since the plan was measured."""
-    held, first = pacing.held, iter([1.2])
+    held, first, proved = pacing.held, iter([1.05]), []
 
     def at_first_too_slow(case: Case, session: Session) -> Mapping[str, float | int | str]:
+        proved.append(session)
         if (share := next(first, None)) is not None:
             raise TooSlowError("too slow", share)
         return held(case, session)
@@ -125,12 +126,9 @@ def test_a_finished_file_that_is_too_slow_is_made_smaller(
     told, more = Listener(), {"data": Source(cifar_slice), "epochs": 1.0} if trains else {}
     verdict = run(tmp_path, "latency=1.15x", told, **more)
     check(verdict, Settings(MODEL, tmp_path / "out.onnx", "latency=1.15x"))
-    assert "the finished file takes 20.0 % too long: its ranks are made smaller, and fitted again" in told.said
-    ratio, predicted = float(verdict.comparison.latency["ratio"]), verdict.facts["predicted"]
-    assert ratio >= 1.15
-    assert isinstance(predicted, dict)
-    whole = Settings(MODEL, tmp_path / "plan.json", "latency=1.15x", threads=1)
-    assert predicted["latency"] < plan(whole).predicted.of("latency") / 1.15
+    assert "the finished file takes 5.0 % too long: its ranks are made smaller, and fitted again" in told.said
+    assert float(verdict.comparison.latency["ratio"]) >= 1.15
+    assert len(proved) == 2
     if trains:
         # What was trained is kept, and says so.
         assert {row["phase"] for row in verdict.history} == {"fine-tuning"}
