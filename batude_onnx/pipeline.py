@@ -158,7 +158,8 @@ def validate(
     if data is None and one.feeding.taken and watch is not None:
         watch.say(one.feeding.taken)
     runs = runs or [parity_feeds(sessions[0], one, dataset, seed)]
-    found = hold_against(*_steady(models, sessions), (one, other), (str(first), str(second)), runs, dataset)
+    steady = _steady(models[0], sessions[0]), _steady(models[1], sessions[1])
+    found = hold_against(*steady, (one, other), (str(first), str(second)), runs, dataset)
     if not found.latency:
         found = replace(found, latency=compare_latency(*sessions, one_sample(sessions[0], one.feeding, runs[0])))
     half = one.half or other.half
@@ -170,13 +171,9 @@ def validate(
     return found
 
 
-def _steady(models: tuple[ir.Model, ir.Model], sessions: tuple[Session, Session]) -> tuple[Session, Session]:
-    """Sessions in which those of the models that draw numbers draw the same ones each time; their times mean nothing."""
-    if not any(any(draws(model)) for model in models):
-        return sessions
-    one, other = (open_graph(model, session.provider, session.threads) for model, session in zip(models, sessions, strict=True))
-    one.timed = other.timed = False
-    return one, other
+def _steady(model: ir.Model, session: Session) -> Session:
+    """`session` of `model`, or where that draws numbers, one that draws the same ones each time; its times mean nothing."""
+    return open_graph(model, session.provider, session.threads) if any(draws(model)) else session
 
 
 def bench(

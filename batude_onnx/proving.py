@@ -79,13 +79,11 @@ def survey(model: ir.Model, wishes: Wishes | None = None) -> Survey:
     outputs = tuple(str(value.name) for value in model.graph.outputs)
     unknown = any(not (site.positions and site.input_positions and site.output_positions) for site in sites)
     if (unknown or not shapes.keys() >= set(outputs)) and not feeding.refused:
-        wanted = {name for site in sites for name in (site.key, site.data)} | set(outputs)
+        wanted, inferred = {name for site in sites for name in (site.key, site.data)} | set(outputs), shapes
 
         def seen(batch: int) -> dict[str, tuple[int, ...]]:
-            return {
-                **layers.infer_shapes(model, feeding.shapes(batch)),
-                **measure_shapes(model, wanted, feeding.values(batch, 0)),
-            }
+            known = inferred if batch == 1 else layers.infer_shapes(model, feeding.shapes(batch))
+            return {**known, **measure_shapes(model, wanted, feeding.values(batch, 0))}
 
         shapes = _first_that_runs(feeding, sorted(MADE_UP), seen)
         sites = layers.find_sites(model, shapes)
@@ -239,7 +237,7 @@ def hold_against(
     timed: bool = True,
 ) -> Comparison:
     """Compare two open models on `runs` (one at least) and, where there is one, on the test data; then, if they are to be `timed`
-    their times mean something, their speed, one sample at a time."""
+    and their times mean something, their speed, one sample at a time."""
     first, second = surveys
     differences = _over_runs(original, other, runs, first.half or second.half)
     scores: tuple[dict[str, float], ...] = ({}, {}) if dataset is None else quality(original, other, first.specs, dataset)

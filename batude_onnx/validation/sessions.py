@@ -154,7 +154,9 @@ def open_graph(
     """
     changed = change or (lambda piece: piece)
     if not in_pieces(model):
-        return _open_whole(changed(model), provider, threads, extras=extras)
+        whole = _open_whole(changed(model), provider, threads, extras=extras)
+        whole.timed = not any(draws(model))
+        return whole
 
     def run(piece: onnx_ir.Model, feeds: Arrays) -> dict[str, Any]:
         return _open_whole(changed(piece), provider, threads, mapped=True).run_as_given(feeds)
@@ -166,11 +168,7 @@ def open_file(path: Path, model: onnx_ir.Model, provider: str = "cpu", threads: 
     """A session of the file in `path`, from which `model` was read: by `open_session`, or by `open_graph` where it is large, or
     draws numbers."""
     if not in_pieces(model):
-        if not any(draws(model)):
-            return open_session(path, provider, threads)
-        steady = open_graph(model, provider, threads)
-        steady.timed = False
-        return steady
+        return open_graph(model, provider, threads) if any(draws(model)) else open_session(path, provider, threads)
     # It is opened as it lies there all the same: of external weights onnxruntime then reads nothing.
     _open(path, "cpu", threads, {}, mapped=True)
     return open_graph(model, provider, threads)
