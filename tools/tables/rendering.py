@@ -163,7 +163,7 @@ def render(results: Results) -> str:
         f"## {model}, 6.8x parameters, {SHORT:g} epochs\n", _short(results, "resnet20-c10", "6.8x", ["default"]),
         f"## Nothing trained: {model}\n", _untrained(results),
         "## Super-resolution: distilled from patches, no ground truth\n", _pictures(results),
-        f"## Ablations: {MODELS[MODEL].title}, {BUDGET} parameters\n",
+        f"## Ablations: {MODELS[MODEL].title}, {BUDGET} parameters where no other budget stands\n",
         "The default recipe with one thing changed (`tools/tables/variants.py`), on the held-out images.\n",
         *(_ablation(results, group) for group in GROUPS),
         "## Evidence\n", _evidence(results),

@@ -28,17 +28,18 @@ MODEL, BUDGET = "resnet20-dev", "2.6x"
 
 @dataclass(frozen=True)
 class Group:
-    """Variants that answer one question: `names` of recipes, each run for `epochs` with `seeds`."""
+    """Variants that answer one question: `names` of recipes, each run for `epochs` with `seeds` at a `budget` of parameters."""
 
     title: str
     names: tuple[str, ...]
     epochs: float
     seeds: tuple[int, ...] = (0, 1)
     limit: int | None = None
+    budget: str = BUDGET
 
     def rows(self) -> tuple[Row, ...]:
         """In the order in which they are run: every variant once, then every one again."""
-        return tuple(Row(MODEL, BUDGET, name, self.epochs, seed, self.limit) for seed in self.seeds for name in self.names)
+        return tuple(Row(MODEL, self.budget, name, self.epochs, seed, self.limit) for seed in self.seeds for name in self.names)
 
 
 class NormalisedRules(MeasuredRules):
@@ -115,6 +116,9 @@ SGD = tuple(
     _variant(DEFAULT, f"sgd-{rate:g}", finetune=replace(DEFAULT.finetune, lr=rate, turn=0.0)) for rate in (0.003, 0.01, 0.03)
 )
 TURNS = tuple(_variant(DEFAULT, f"turn-{turn:g}", finetune=replace(DEFAULT.finetune, turn=turn)) for turn in (0.0015, 0.006))
+# For a network that has far to go.
+LONG_TURN = _variant(DEFAULT, "turn-0.012", finetune=replace(DEFAULT.finetune, turn=0.012))
+SHARES = ("batude", _share(0.5))
 # Plain factors with larger steps.
 FAR = tuple(
     _variant(RECIPES["std-tucker"], f"std-tucker-{turn:g}", finetune=replace(DEFAULT.finetune, turn=turn, lr=turn / 0.3))
@@ -133,10 +137,12 @@ GROUPS = (
     Group("Methods that factor a layer, nothing trained, 600 images", (ONE_METHOD, "default"), 0.0, limit=600),
     Group("Ranks as they come, or suited to the runtime's block of channels", (SUITED, "default"), 2.0),
     Group("Methods that factor a layer, after training", (ONE_METHOD, "default"), 2.0),
-    Group("Part of the epochs that goes to BC-ADL", ("default", "batude", _share(0.5)), 2.0),
+    Group("Part of the epochs that goes to BC-ADL", ("default", *SHARES), 2.0),
+    Group("Part of the epochs that goes to BC-ADL, at 6.8x", ("default", *SHARES), 5.0, budget="6.8x"),
     Group("Distillation of what the layers receive: weight", ("default", *FEATURES), 2.0),
     Group("Score of a rank, after training", ("score-raw", "score-both-sides", "default"), 2.0),
     Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("default", *TURNS, *SGD), 2.0),
+    Group("Orthogonal steps, at 6.8x", ("default", TURNS[-1], LONG_TURN), 5.0, budget="6.8x"),
     Group("Rates of a baseline, which starts from plain factors", ("std-tucker", *FAR), 2.0, (0,)),
     Group("BatchNorm restored, or folded as in the file", (_variant(DEFAULT, "folded", restore=False), "default"), 2.0),
     Group("Average of the last weights", (NO_AVERAGE, "default"), 2.0),
