@@ -26,7 +26,7 @@ def look(case: Case, planned: Planned, sweep: Sequence[str], sensitive: bool, wh
         budget=case.budget,
         original=case.terms.whole,
         predicted=planned.plan.cost,
-        loss=_loss(planned.plan, damage),
+        loss=planned.loss(),
         measured=bool(planned.measured),
         layers=rows,
         sweep=tuple(_step(text, case, planned) for text in sweep),
@@ -51,10 +51,6 @@ def _cost(site: Site, terms: Terms, ranks: tuple[int, ...] | None) -> Cost:
     return Cost(int(terms.price(site, ranks, "params")), int(terms.price(site, ranks, "macs")), size, latency)
 
 
-def _loss(plan: RankPlan, damage: Mapping[str, FloatArray]) -> float:
-    return float(sum(damage[key][tuple(rank - 1 for rank in ranks)] for key, ranks in plan.chosen().items()))
-
-
 def _step(text: str, case: Case, planned: Planned) -> Step:
     """What another budget gives, by the same measurements and methods unless those cannot be made small enough for it."""
     limits = parse_budget([text], case.terms.whole).limits
@@ -66,7 +62,7 @@ def _step(text: str, case: Case, planned: Planned) -> Step:
         found = planned.under(case.terms.tightened({limit.metric: limit.limit for limit in limits}))
     except BudgetError:
         return Step(text, None, None)
-    return Step(text, found.plan.cost, _loss(found.plan, found.damage()))
+    return Step(text, found.plan.cost, found.loss())
 
 
 def _tried(site: Site, terms: Terms, damage: FloatArray) -> tuple[Tried, ...]:

@@ -1,12 +1,14 @@
 """A plan held against the file and the clock before anything is trained, and the finished file once more.
 
 What a layer will take in the file or in time is predicted. A network of the planned shapes, its weights without meaning, is built
-and measured; where it is over a limit, that limit is tightened by as much and the ranks are chosen again.
+and measured; where it is over a limit, that limit is tightened by as much and the ranks are chosen again. So they are where time
+is not limited and yet the network would be slower than the original, if that costs no more than a little.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -15,11 +17,12 @@ from batude_onnx.budget import amount
 from batude_onnx.errors import BudgetError, TooSlowError
 from batude_onnx.loading import file_bytes
 from batude_onnx.opening import Case
-from batude_onnx.pricing import sample_of
+from batude_onnx.pricing import no_slower, sample_of
+from batude_onnx.proving import Feeds
 from batude_onnx.records import Limit
 from batude_onnx.settings import Watch
 from batude_onnx.training.planning import Planned
-from batude_onnx.validation import Feeds, Session, compare_latency, open_graph
+from batude_onnx.validation import Session, compare_latency, open_graph
 
 MEASURED = {"size", "latency"}
 ROUNDS = 6
@@ -27,6 +30,9 @@ STEP = 1e-6
 # What a plan keeps below a limit of time, so that the finished file holds it in spite of what measurements spread.
 MARGIN = 0.02
 SECONDS, LONG_SECONDS, TRIES = 3.0, 8.0, 8
+# Where time is not limited: how long a plan is looked at, the share of the original's time from which it counts as slower, the
+# time in ms below which a run is spent on calls and not on layers, and how much more may be lost by one that is not slower.
+GLANCE, SLOWER, SHORT, WORTH = 1.0, 1.03, 0.1, 1.5
 
 Latency = Mapping[str, float | int | str]
 
@@ -34,14 +40,19 @@ Latency = Mapping[str, float | int | str]
 def paced(case: Case, planned: Planned, watch: Watch) -> Planned:
     """`planned`, or as much less as it takes to hold every limit that can only be measured.
 
+    Where time is not limited, ranks that would make the network slower give way to others if there are any that cost little more.
     Raises BudgetError where the ranks cannot be made small enough.
     """
+    held = _limited(case, planned, watch)
+    return _no_slower(case, held, watch) if _comparable(case, held) else held
+
+
+def _limited(case: Case, planned: Planned, watch: Watch) -> Planned:
     # Of a large model the shapes alone would take as much memory as it does: the finished file is measured.
     measured = [limit for limit in case.budget.limits if limit.metric in MEASURED and not case.large]
     tight = {limit.metric: limit.limit for limit in measured}
     for _ in range(ROUNDS if measured else 0):
-        sites = {site.key: site for site in planned.sites}
-        shapes = speed.skeleton(case.model, {key: (sites[key], ranks) for key, ranks in planned.plan.chosen().items()})
+        shapes = _shapes(case, planned)
         over = {limit.metric: _over(case, limit, shapes, planned, watch) for limit in measured}
         if all(share <= 1 for share in over.values()):
             return planned
@@ -50,6 +61,44 @@ def paced(case: Case, planned: Planned, watch: Watch) -> Planned:
     if not measured:
         return planned
     raise BudgetError(f"budget {case.budget.text!r} was not met in {ROUNDS} rounds of measuring: give a looser one")
+
+
+def _comparable(case: Case, planned: Planned) -> bool:
+    """Whether nobody has said how fast the network is to be, and that can be told and changed."""
+    settings, free = case.settings, planned.plan.chosen().keys() - case.terms.choices.keys()
+    told = "latency" in case.terms.metrics or settings.rank_multiple is not None
+    return bool(free) and not told and settings.provider == "cpu" and case.original.whole and case.original.timed
+
+
+def _no_slower(case: Case, planned: Planned, watch: Watch) -> Planned:
+    """`planned`, or where that would be slower than the original, what is not, if that loses little more."""
+    other = open_graph(_shapes(case, planned), case.settings.provider, case.settings.threads)
+    found = compare_latency(case.original, other, _sample(case), runs=1000, seconds=GLANCE)
+    ratio = float(found["ratio"])
+    if ratio * SLOWER >= 1 or float(found["min_a_ms"]) < SHORT:
+        return planned
+    slow = f"{ratio:.2f}x as fast as the original"
+    watch.say(f"these ranks would make it {slow}: its layers are timed, to spare those that would get slower")
+    terms = no_slower(case.settings, case.model, case.seen, _sample(case), case.terms, watch)
+    try:
+        quick = _limited(replace(case, terms=terms), planned.afresh(terms), watch)
+    except BudgetError:
+        watch.say(f"no ranks within the budget are as fast as the original: the file will be smaller, and {slow}")
+        return planned
+    lost, more = planned.loss(), quick.loss()
+    if more > WORTH * lost:
+        watch.say(
+            f"ranks as fast as the original would lose {more / lost:.1f} times as much: it will be {slow} "
+            "(a limit of time beside the budget, as in --budget ...,latency=1x, has them)"
+        )
+        return planned
+    return replace(quick, plan=replace(quick.plan, cost=replace(quick.plan.cost, latency=None)))
+
+
+def _shapes(case: Case, planned: Planned) -> ir.Model:
+    """A network of the planned shapes, its weights without meaning."""
+    sites = {site.key: site for site in planned.sites}
+    return speed.skeleton(case.model, {key: (sites[key], ranks) for key, ranks in planned.plan.chosen().items()})
 
 
 def faster(case: Case, planned: Planned, share: float) -> Planned:

@@ -15,7 +15,7 @@ from batude_onnx.decomposition import alternatives
 from batude_onnx.errors import BudgetError
 from batude_onnx.loading import external_files
 from batude_onnx.proving import Feeds, Survey, one_sample
-from batude_onnx.records import Alignment, Cost, Prices
+from batude_onnx.records import Alignment, Budget, Cost, Limit, Prices
 from batude_onnx.settings import Settings, Watch
 from batude_onnx.validation import Session, channel_block
 
@@ -43,6 +43,16 @@ def terms_of(
         cost += Cost(layers.copied_biases(nodes[site.key] for site in seen.compressible), 0)
     itemsize = {site.key: int(layers.weight_type(nodes[site.key])[0].itemsize) for site in seen.compressible}
     return Terms(budget, cost, times, itemsize, alignment(settings, metrics))
+
+
+def no_slower(settings: Settings, model: ir.Model, seen: Survey, sample: Feeds, terms: Terms, watch: Watch) -> Terms:
+    """`terms` and one more: that a run takes no longer than the original's."""
+    cost, times = _timed(settings, model, seen, sample, terms.whole, watch)
+    assert cost.latency is not None
+    limit = Limit("latency", cost.latency, "latency=1x", 1.0)
+    metrics = (*terms.metrics, "latency")
+    budget = Budget((*terms.budget.limits, limit))
+    return replace(terms, budget=budget, whole=cost, times=times, alignment=alignment(settings, metrics))
 
 
 def alignment(settings: Settings, metrics: Sequence[str]) -> Alignment:

@@ -185,3 +185,48 @@ def test_a_plan_says_what_each_layer_takes(tmp_path: Path) -> None:
     assert all(layer.after.of("latency") < layer.before.of("latency") for layer in found.layers if layer.ranks)
     # What was not limited is not known.
     assert found.predicted.size is None
+
+
+def test_a_network_that_would_be_slower_gets_other_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody asked for speed; the budget holds as before."""
+    monkeypatch.setattr(pacing, "SLOWER", 0.01)
+    said = Said()
+    verdict = run(tmp_path, "macs=1.5x", said)
+    check(verdict, Settings(MODEL, tmp_path / "out.onnx", "macs=1.5x"))
+    assert any("to spare those that would get slower" in line for line in said.lines)
+    assert any("time predicted" in line for line in said.lines)
+    assert verdict.comparison.cost_other.macs <= 40_551_040 / 1.5
+    # Whole blocks of channels.
+    assert all(rank % 4 == 0 for ranks in verdict.ranks.values() for rank in ranks)
+    assert verdict.comparison.cost_other.latency is None
+    assert "latency" not in verdict.budget.text
+
+
+def test_ranks_that_are_faster_and_lose_much_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = run(tmp_path, "macs=1.5x", rank_multiple=1).ranks
+    monkeypatch.setattr(pacing, "SLOWER", 0.01)
+    monkeypatch.setattr(pacing, "WORTH", 0.0)
+    said = Said()
+    run(tmp_path, "macs=1.5x", said)
+    assert any(line.startswith("ranks as fast as the original would lose ") for line in said.lines)
+    # Whoever says of what ranks are to be multiples has said what matters.
+    asked = Said()
+    assert run(tmp_path, "macs=1.5x", asked, rank_multiple=1).ranks == usual
+    assert not any("get slower" in line for line in asked.lines)
+
+
+def test_a_budget_that_only_slower_ranks_can_meet_is_met_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "SHORT", 0.0)
+    monkeypatch.setattr(pacing, "SLOWER", 0.01)
+    path = saved(
+        one_node(
+            [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)], [1, 4, 4, 4], [1, 4, 4, 4], {"w": values(4, 4, 3, 3)}
+        ),
+        tmp_path,
+    )
+    said = Said()
+    verdict = compress(Settings(path, tmp_path / "out.onnx", "2x", threads=1), said)
+    assert any(line.startswith("no ranks within the budget are as fast as the original") for line in said.lines)
+    assert verdict.comparison.cost_other.params <= 72

@@ -236,3 +236,28 @@ def test_a_model_with_functions(tmp_path: Path, with_data: bool) -> None:
     after = onnx.load(settings.output)
     assert len(after.functions) == (0 if with_data else 1)
     assert stored(settings.output) <= 222 / 1.5 + 6
+
+
+def test_channels_that_have_died_leave_no_noise_behind(tmp_path: Path) -> None:
+    """Folded into the small scale of a BatchNorm it would be subnormal, which is slow to multiply with."""
+    weight = values(32, 32, 1, 1)
+    weight[::4] = 0
+    scale = np.full(32, 1.5, np.float32)
+    scale[::4] = 1e-23
+    held = {"w": weight, "s": scale, "b": values(32), "m": values(32, seed=1), "v": np.ones(32, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"]),
+        helper.make_node("Relu", ["n"], ["y"]),
+    ]
+    path = saved(one_node(nodes, [1, 32, 6, 6], [1, 32, 6, 6], held), tmp_path)
+    settings = settings_for(path, tmp_path, "1.3x")
+    check(compress(settings), settings)
+    written = onnx.load(settings.output)
+    assert len([node for node in written.graph.node if node.op_type == "Conv"]) == 2
+    for tensor in written.graph.initializer:
+        sizes = np.abs(numpy_helper.to_array(tensor))
+        assert not ((sizes > 0) & (sizes < np.finfo(np.float32).tiny)).any(), tensor.name
+    (last,) = (numpy_helper.to_array(one) for one in written.graph.initializer if len(one.dims) == 4 and one.dims[0] == 32)
+    assert not last[::4].any()
+    assert last[1::4].all()

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 
-from batude_onnx.layers.constants import ONNX_DOMAINS, Held, held, tensor
+from batude_onnx.layers.constants import ONNX_DOMAINS, Held, as_stored, held, tensor
 from batude_onnx.layers.scopes import all_graphs
 from batude_onnx.records import FactorChain, FloatArray, Geometry, LayerSpec, Layout
 
@@ -95,7 +94,7 @@ class Maker:
     def constant(self, suffix: str, values: FloatArray, stored: ir.DataType, read: ir.DataType) -> ir.Value:
         """A new constant of the type `stored`, as a value of the type `read`; `before` takes up the nodes that are needed."""
         name = self.name(suffix)
-        tensor = ir.Tensor(np.ascontiguousarray(values.astype(stored.numpy())), name=name)
+        tensor = ir.Tensor(as_stored(values, stored), name=name)
         if self._main is None:
             value = self._node("Constant", [], {"value": tensor}, f"{suffix}_node", name, stored)
         else:

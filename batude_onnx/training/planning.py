@@ -46,13 +46,22 @@ class Planned:
         """What truncating each layer does, by its ranks: to the outputs where that was measured, else the share of it lost."""
         return damage(self.sites, self.weights, self.metrics, self.curves)
 
+    def loss(self) -> float:
+        """The damage of all layers of the plan added up, each truncated alone."""
+        damage, chosen = self.damage(), self.plan.chosen()
+        return float(sum(damage[key][tuple(rank - 1 for rank in ranks)] for key, ranks in chosen.items()))
+
+    def afresh(self, terms: Terms) -> Planned:
+        """Methods and ranks of the same layers chosen for other terms; raises BudgetError where there are none."""
+        return plan_layers(self.sites, self.weights, terms, self.recipe, self.metrics, self.measure)
+
     def under(self, terms: Terms) -> Planned:
         """The ranks of the same layers under other terms, by the same methods unless those cannot be made small enough.
 
         Raises BudgetError where there are none.
         """
         if self.recipe.formats and formats.feasible(self.sites, terms) != self.sites:
-            return plan_layers(self.sites, self.weights, terms, self.recipe, self.metrics, self.measure)
+            return self.afresh(terms)
         rules = self.recipe.rules(self.sites, terms, self.metrics, self.curves)
         return replace(self, rules=rules, plan=_solved(rules, self.sites, self.weights))
 
