@@ -25,7 +25,7 @@ def run_against(
 ) -> Benchmark:
     """`feeds` hold one sample, and a batch of them; each of the two timings takes `seconds`."""
     (first, other), (one, many) = sessions, feeds
-    keys = [site.key for site in surveys[0].sites]
+    keys = [key for site in surveys[0].sites for key in site.keys]
     lengths = (dict.fromkeys(keys, 1), speed.lengths(models[1], keys))
     times, totals = [], []
     for model, session, length in zip(models, sessions, lengths, strict=True):

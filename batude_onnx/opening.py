@@ -26,7 +26,7 @@ from batude_onnx.loading import (
 from batude_onnx.planfile import read_plan
 from batude_onnx.pricing import terms_of
 from batude_onnx.proving import Feeds, Survey, parity_feeds, survey
-from batude_onnx.records import Budget, Given, Wishes
+from batude_onnx.records import Budget, Given, Site, Wishes
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.spool import return_memory
 from batude_onnx.validation import Session, open_file
@@ -96,6 +96,8 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     elif settings.data is not None and (seen.feeding.taken or seen.feeding.refused):
         dataset = load_data(settings.data, seen)
         seen = sized(model, seen, dataset)
+    if not original.whole:
+        seen = replace(seen, sites=_in_pieces(seen.sites))
     if "macs" in metrics:
         seen = _counted(seen, watch)
     if seen.feeding.taken:
@@ -109,6 +111,12 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     feeds = runs[0] if runs else parity_feeds(original, seen, dataset, settings.seed)
     terms = replace(terms_of(settings, model, seen, original, feeds, metrics, watch), choices=chosen.choices, least=chosen.least)
     return Case(settings, model, seen, terms, dataset, feeds, original, runs)
+
+
+def _in_pieces(sites: Sequence[Site]) -> tuple[Site, ...]:
+    """The sites of a model that is run piece by piece: twins may stand in several of them."""
+    reason = "several nodes share its weight, and a model this large is run in pieces"
+    return tuple(replace(site, method=None, reason=reason) if site.twins else site for site in sites)
 
 
 def _counted(seen: Survey, watch: Watch) -> Survey:

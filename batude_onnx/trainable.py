@@ -44,8 +44,8 @@ def imported(case: Case, trains: bool) -> tuple[GraphNet | None, str]:
 
 
 def trained(net: GraphNet, site: Site) -> bool:
-    """Whether a layer is one step of the network: its weight in an unrolled loop is that of several."""
-    return net.readers(site.weight) == 1 and net.has_step(site.key)
+    """Whether a layer is the steps of the network that it should be: in an unrolled loop its weight is that of more."""
+    return net.readers(site.weight) == len(site.keys) and all(map(net.has_step, site.keys))
 
 
 def _unfit(case: Case) -> str | None:

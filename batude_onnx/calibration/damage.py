@@ -89,9 +89,9 @@ def _open(
 def _made_inputs(probe: Probe, sites: Sequence[Site]) -> dict[str, Array]:
     """Turn the constants of `sites` into inputs; a bias only where no other node reads it."""
     roots, fed = layers.constants_by_name(probe.model), {}
-    for name in [name for site in sites for name in (site.weight, site.bias) if name is not None]:
+    for name, readers in [(name, len(site.keys)) for site in sites for name in (site.weight, site.bias) if name is not None]:
         root = roots[name]
-        if layers.constants.uses(root) > 1:
+        if layers.constants.uses(root) > readers:
             continue
         tensor = layers.constants.tensor(root)
         value = ir.Value(name=_fed(name), type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()))

@@ -19,6 +19,7 @@ from batude_onnx.layers.find import (
 from batude_onnx.layers.registry import Maker, bias_type, kind_of, ops, weight_type
 from batude_onnx.layers.scopes import all_graphs, all_nodes, distinct, holders
 from batude_onnx.layers.shapes import infer_shapes
+from batude_onnx.layers.twins import twins
 
 __all__ = [
     "Maker",
@@ -40,5 +41,6 @@ __all__ = [
     "ops",
     "read_bias",
     "read_weight",
+    "twins",
     "weight_type",
 ]

@@ -158,14 +158,18 @@ def name_of(root: ir.Value) -> str:
 
 
 def uses(root: ir.Value) -> int:
-    """How many inputs read this constant, through however many nodes that only pass it on."""
-    total, left = 0, [root]
-    while left:
-        value = left.pop()
-        total += 1 if value.is_graph_output() else 0
-        for node, _ in value.uses():
-            if _is(node, *PASSED):
-                left.append(node.outputs[0])
-            else:
-                total += 1
-    return total
+    """How many inputs read this constant, through however many nodes that only pass it on; an output is one of them."""
+    return len(readers(root)) + sum(value.is_graph_output() for value in _passed_on(root))
+
+
+def readers(root: ir.Value) -> list[tuple[ir.Node, int]]:
+    """The nodes that do, with the number of the input."""
+    return [(node, place) for value in _passed_on(root) for node, place in value.uses() if not _is(node, *PASSED)]
+
+
+def _passed_on(root: ir.Value) -> list[ir.Value]:
+    """A constant, and all values that it has become where nodes pass it on."""
+    values = [root]
+    for value in values:
+        values += [node.outputs[0] for node, _ in value.uses() if _is(node, *PASSED)]
+    return values

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod
 
 import onnx_ir as ir
 
 from batude_onnx.layers import constants
-from batude_onnx.layers.registry import Shapes, Whole, kind_of
+from batude_onnx.layers.registry import Positions, Shapes, Whole, kind_of
 from batude_onnx.layers.scopes import all_graphs, all_nodes, distinct_names, holders
+from batude_onnx.layers.twins import twins
 from batude_onnx.records import Cost, FloatArray, Geometry, Site
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -20,7 +21,7 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
     """Every node of a registered kind, in graph order: a body's behind the node that holds it, functions last.
 
     The names of `model` are distinct. A site that cannot be changed carries the reason; the others have neither method nor reason
-    yet.
+    yet. Nodes that compute the same with one weight are one site.
     """
     sites: list[Site] = []
     inside = _places(model)
@@ -46,6 +47,10 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
         )  # fmt: skip
         try:
             described = kind.describe(node)
+            alike = twins(node)
+            if not alike:
+                root = described.weight.root
+                raise Whole(f"its weight {root.name} is shared by {constants.uses(root)} nodes")
         except Whole as reason:
             # A factor that is computed is no parameter of the model.
             given = node.inputs[kind.weight] if kind.weight < len(node.inputs) else None
@@ -55,6 +60,10 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
             told = f"its weight is handed to the body of {place[-1]} as an input, not stored" if handed else str(reason)
             sites.append(replace(blank, shape=shape if stored else (), reason=told))
             continue
+        if alike[0] is not node:
+            continue
+        if len(alike) > 1:
+            blank = _in_all_places(blank, [kind.positions(one, {} if set(place) - {"If"} else shapes) for one in alike])
         bias = None if described.bias is None else constants.name_of(described.bias.root)
         sites.append(
             replace(
@@ -66,9 +75,17 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
                 reason=None if kind.chain else "not decomposed",
                 layout=described.layout,
                 normalised=any(user.op_type == "BatchNormalization" for user, _ in node.outputs[0].uses()),
+                twins=tuple(str(one.outputs[0].name) for one in alike[1:]),
             )
         )
     return tuple(sites)
+
+
+def _in_all_places(site: Site, positions: Sequence[Positions]) -> Site:
+    """A layer applied in several places, at all of them together; unknown where one of them is."""
+    kernel, into, halfway, out = (sum(counts) if all(counts) else 0 for counts in zip(*positions, strict=True))
+    outgoing = None if site.outgoing_positions is None else out
+    return replace(site, positions=kernel, input_positions=into, halfway_positions=halfway, outgoing_positions=outgoing)
 
 
 def _named(node: ir.Node) -> tuple[str, str, str]:
@@ -122,11 +139,12 @@ def read_bias(node: ir.Node) -> FloatArray | None:
 
 
 def copied_biases(nodes: Iterable[ir.Node]) -> int:
-    """Elements of the biases of `nodes` that something else reads as well: a chain in the node's place has a copy."""
+    """Elements of the biases of `nodes` that something else reads as well: a chain in the node's place has a copy, one for all of
+    its twins."""
     copied = 0
     for node in nodes:
         root = constants.source(node.inputs[2]) if len(node.inputs) > 2 else None
-        if root is not None and constants.uses(root) > 1:
+        if root is not None and constants.uses(root) > len(twins(node)):
             copied += constants.tensor(root).size
     return copied
 

@@ -66,10 +66,12 @@ class Maker:
 
     Constants are initializers of the main graph; in a function, which cannot hold any, and in a body they are nodes. They are
     stored in the type in which the file holds the node's weight and bias, and cast where the node reads another. `before`: nodes
-    that have to stand in front of the one that reads them. `opset`: of the ONNX ops where the node stands.
+    that have to stand in front of the one that reads them. `opset`: of the ONNX ops where the node stands. `made`: constants by
+    suffix, which this one adds to, and which it takes where a twin of the node has them already.
     """
 
-    def __init__(self, model: ir.Model, node: ir.Node) -> None:
+    def __init__(self, model: ir.Model, node: ir.Node, made: dict[str, ir.Value] | None = None) -> None:
+        self._made = {} if made is None else made
         self._main = model.graph if node.graph is model.graph else None
         self._base = str(node.outputs[0].name)
         self.before: list[ir.Node] = []
@@ -93,6 +95,11 @@ class Maker:
 
     def constant(self, suffix: str, values: FloatArray, stored: ir.DataType, read: ir.DataType) -> ir.Value:
         """A new constant of the type `stored`, as a value of the type `read`; `before` takes up the nodes that are needed."""
+        if suffix not in self._made:
+            self._made[suffix] = self._constant(suffix, values, stored, read)
+        return self._made[suffix]
+
+    def _constant(self, suffix: str, values: FloatArray, stored: ir.DataType, read: ir.DataType) -> ir.Value:
         name = self.name(suffix)
         tensor = ir.Tensor(as_stored(values, stored), name=name)
         if self._main is None:

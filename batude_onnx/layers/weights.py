@@ -24,8 +24,6 @@ def stored_weight(value: ir.Value | None, what: str) -> tuple[Held, tuple[int, .
         raise Whole(f"its weight is stored as {stored.dtype.name}, not as floating point")
     if weight.dtype not in constants.FLOATS:
         raise Whole(f"its weight is read as {weight.dtype.name}, not as floating point that can be factored")
-    if constants.uses(weight.root) > 1:
-        raise Whole(f"its weight {weight.root.name} is shared by {constants.uses(weight.root)} nodes")
     shape = tuple(int(size) for size in stored.shape.numpy())
     return weight, shape if weight.axes is None else tuple(shape[axis] for axis in weight.axes)
 

@@ -107,6 +107,7 @@ class Site:
     the weight. `normalised`: a BatchNormalization reads the layer's output. `joined`: the output of
     the Add that alone reads this layer's output, where no other layer stands between the two (so that its other side is known
     when this layer is fitted), else None. `inside`: the ops, or the function, in whose bodies the node stands, outermost first.
+    `twins`: the keys of later nodes that compute the same with the same weight; positions are those of all of them.
     """
 
     key: str
@@ -127,6 +128,12 @@ class Site:
     halfway_positions: int = 0
     outgoing_positions: int | None = None
     inside: tuple[str, ...] = ()
+    twins: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of all nodes that are this layer."""
+        return (self.key, *self.twins)
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -46,9 +46,15 @@ def layer_table(sites: Sequence[Site], cost: Cost) -> Table:
             f"{100 * site.params / cost.params:.1f}%" if known and cost.params else "-",
             number(site.macs if known and site.positions else None),
             f"{100 * site.macs / cost.macs:.1f}%" if known and cost.macs and site.positions else "-",
-            f"yes ({site.method})" if site.method else f"no: {site.reason}",
+            _answer(site),
         )
     return table
+
+
+def _answer(site: Site) -> str:
+    """Whether a layer can be compressed, and in how many places it is run."""
+    places = f", run in {len(site.keys)} places" if site.twins else ""
+    return f"yes ({site.method}{places})" if site.method else f"no: {site.reason}"
 
 
 def _row(table: Table, name: str, before: float | None, after: float | None, change: str) -> None:

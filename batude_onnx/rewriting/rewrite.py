@@ -2,18 +2,19 @@
 
     x -> Conv(W) -> y      becomes      x -> Conv -> Conv -> Conv -> y
 
-y keeps its name, type and shape; everything that was not chosen stays as it was, apart from the values of weights that
+y keeps its name, type and shape. Nodes that are twins of a chosen one are replaced with it, and their chains read the same
+constants. Everything that was not chosen stays as it was, apart from the values of weights that
 training has changed. The input model is not touched: a clone is edited.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from batude_onnx.layers import Maker, bias_type, constants, constants_by_name, kind_of, nodes_by_key
+from batude_onnx.layers import Maker, bias_type, constants, constants_by_name, kind_of, nodes_by_key, twins
 from batude_onnx.records import FactorChain, FloatArray
 
 Keep = Callable[[ir.TensorProtocol], ir.TensorProtocol]
@@ -45,9 +46,11 @@ def rewrite(
         if not np.array_equal(constants.read(roots[name]), values):
             constants.store(roots[name], values)
     for key, values in (biases or {}).items():
-        _set_bias(edited, nodes[key], values)
+        _set_bias(edited, twins(nodes[key]) or (nodes[key],), values)
     for key, chain in chains.items():
-        _replace(edited, nodes[key], chain)
+        made: dict[str, ir.Value] = {}
+        for node in twins(nodes[key]):
+            _replace(edited, node, chain, made)
         if keep is not None:
             _keep(edited, keep)
     if (edited.ir_version or 0) < INITIALIZERS_APART:
@@ -63,18 +66,20 @@ def _keep(model: ir.Model, keep: Keep) -> None:
                 value.const_value = keep(value.const_value)
 
 
-def _set_bias(model: ir.Model, node: ir.Node, values: FloatArray) -> None:
-    """In place where the bias is the node's own; under a new name where it has none or shares it with others."""
-    held = node.inputs[2] if len(node.inputs) > 2 else None
+def _set_bias(model: ir.Model, nodes: Sequence[ir.Node], values: FloatArray) -> None:
+    """The bias of a node and its twins: in place where it is their own, under a new name where they have none or share it with
+    others."""
+    held = nodes[0].inputs[2] if len(nodes[0].inputs) > 2 else None
     root = constants.source(held)
-    if root is not None and constants.uses(root) == 1:
+    if root is not None and constants.uses(root) == len(nodes):
         constants.store(root, values)
         return
-    maker = Maker(model, node)
-    fresh = maker.constant("bias", values, *bias_type(node))
-    _graph_of(node).insert_before(node, maker.before)
-    node.resize_inputs(3)
-    node.replace_input_with(2, fresh)
+    maker = Maker(model, nodes[0])
+    fresh = maker.constant("bias", values, *bias_type(nodes[0]))
+    _graph_of(nodes[0]).insert_before(nodes[0], maker.before)
+    for node in nodes:
+        node.resize_inputs(3)
+        node.replace_input_with(2, fresh)
     if held is not None:
         _drop_unused(held)
 
@@ -89,20 +94,20 @@ def _graph_of(node: ir.Node) -> ir.Graph:
     return node.graph
 
 
-def _replace(model: ir.Model, node: ir.Node, chain: FactorChain) -> None:
+def _replace(model: ir.Model, node: ir.Node, chain: FactorChain, made: dict[str, ir.Value]) -> None:
     kind = kind_of(node)
     if kind is None or kind.chain is None:
         raise ValueError(f"{node.op_type} has no chain")
     output = node.outputs[0]
-    made = kind.chain(node, chain, Maker(model, node))
-    last = made[-1]
+    new = kind.chain(node, chain, Maker(model, node, made))
+    last = new[-1]
     # The description of the layer goes with the node that now gives its output.
     last.doc_string = node.doc_string
     last.metadata_props.update(node.metadata_props)
     last.outputs[0].doc_string = output.doc_string
     last.outputs[0].metadata_props.update(output.metadata_props)
     held = [value for value in node.inputs[1:] if value is not None]
-    ir.convenience.replace_nodes_and_values(_graph_of(node), node, [node], made, [output], [last.outputs[0]])
+    ir.convenience.replace_nodes_and_values(_graph_of(node), node, [node], new, [output], [last.outputs[0]])
     for value in held:
         _drop_unused(value)
 

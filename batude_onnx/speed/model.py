@@ -22,7 +22,7 @@ from batude_onnx.decomposition import alternatives, max_ranks, method_of
 from batude_onnx.records import FloatArray, Geometry, Prices, Site
 from batude_onnx.speed.attribution import attribute
 from batude_onnx.speed.skeleton import Ranks, skeleton
-from batude_onnx.validation import Feeds, overheads, profile
+from batude_onnx.validation import Feeds, Kernel, overheads, profile
 
 # Of the largest useful ranks: where the chains are measured. The first of each pair is taken where there is one rank.
 SHARES = ((0.06, 0.06), (0.12, 0.25), (0.25, 0.12), (0.35, 0.35), (0.5, 0.6), (0.6, 0.4), (0.8, 0.8))
@@ -61,10 +61,12 @@ class SpeedModel:
         if samples is None:
             return Prices(self.whole[site.key] + self.node, np.full(most, np.inf))
         ranks = tuple(axis + 1 for axis in np.indices(most))
-        total = np.zeros(most)
+        # Of what nodes add, all but one of a layer that is run in several places is among `fixed`.
+        places = len(site.keys)
+        total = np.full(most, (1 - places) * self.node)
         for (shape, geometry), link in zip(method_of(site).outline(site.shape, site.geometry, ranks), samples, strict=True):
             into, out = ends(shape, geometry, self.block)
-            total = total + _time(link, into, out) + self.node
+            total = total + _time(link, into, out) + places * self.node
         return Prices(self.whole[site.key] + self.node, total)
 
     @property
@@ -98,10 +100,9 @@ def measure(
         count(number, variants)
         chosen = {key: choices[number] for key, choices in tried.items() if number < len(choices)}
         outlines = {key: method_of(way).outline(way.shape, way.geometry, ranks) for key, (way, ranks) in chosen.items()}
+        some = {site: len(outlines[site.key]) for site in sites if site.key in outlines}
         rewritten = skeleton(model, chosen)
-        found = attribute(
-            rewritten, profile(rewritten, feeds, provider, threads, SECONDS), {key: len(links) for key, links in outlines.items()}
-        )
+        found = _attributed(rewritten, profile(rewritten, feeds, provider, threads, SECONDS), some)
         for key, (way, _) in chosen.items():
             if None in found[key]:
                 continue
@@ -113,11 +114,18 @@ def measure(
     count(variants, variants)
     last = {kernel.name: kernel.ms for kernel in profile(model, feeds, provider, threads, SECONDS)}
     kernels = tuple(replace(kernel, ms=min(kernel.ms, last.get(kernel.name, kernel.ms))) for kernel in first)
-    times = attribute(model, kernels, dict.fromkeys(tried, 1))
+    times = _attributed(model, kernels, dict.fromkeys(sites, 1))
     whole = {key: links[0] for key, links in times.items() if links[0] is not None}
     fixed = sum(kernel.ms + node for kernel in kernels) + run - sum(ms + node for ms in whole.values())
     drift = abs(sum(last.values()) / sum(kernel.ms for kernel in first) - 1)
     return SpeedModel(fixed, node, block, whole, {key: tuple(map(tuple, links)) for key, links in samples.items()}, drift)
+
+
+def _attributed(model: ir.Model, kernels: Sequence[Kernel], lengths: Mapping[Site, int]) -> dict[str, list[float | None]]:
+    """Times in ms of each layer's links, added up over where it is run; None for one that was not found everywhere."""
+    found = attribute(model, kernels, {key: length for site, length in lengths.items() for key in site.keys})
+    places = {site.key: zip(*(found[key] for key in site.keys), strict=True) for site in lengths}
+    return {key: [None if None in times else sum(filter(None, times)) for times in links] for key, links in places.items()}
 
 
 def ladder(site: Site, block: int) -> list[Ranks]:

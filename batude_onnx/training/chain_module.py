@@ -108,6 +108,12 @@ class ChainModule(nn.Module):
         return replace(self.chain, layers=tuple(layers))
 
 
+def put(net: GraphNet, site: Site, chain: ChainModule) -> None:
+    """`chain` in the place of a layer, wherever that is run."""
+    for key in site.keys:
+        net.replace(key, chain)
+
+
 def dense(net: GraphNet, site: Site) -> tuple[Tensor, Tensor | None]:
     """What a layer of `net` computes, detached: its canonical weight and its bias, or those that the chain in its place makes."""
     op = net.operation(site.key)

@@ -14,7 +14,7 @@ from batude_onnx.importer import GraphNet
 from batude_onnx.records import FactorChain, FloatArray, RankPlan, Site, TrainResult
 from batude_onnx.training import bcadl
 from batude_onnx.training.batches import Batches
-from batude_onnx.training.chain_module import ChainModule, dense
+from batude_onnx.training.chain_module import ChainModule, dense, put
 from batude_onnx.training.loop import Hooks, Report, train
 from batude_onnx.training.normalisation import RestoredBatchNorm, fold
 from batude_onnx.training.recipe import Recipe
@@ -101,7 +101,7 @@ def decompose(net: GraphNet, sites: Sequence[Site], plan: RankPlan, metrics: Map
         weight, bias = dense(net, site)
         stored = weight.cpu().contiguous(), None if bias is None else bias.cpu()
         chain = method_of(site).factor(*stored, site.geometry, ranks, metrics.get(site.key))
-        net.replace(site.key, ChainModule(chain).to(weight.device))
+        put(net, site, ChainModule(chain).to(weight.device))
 
 
 def _array(tensor: Tensor) -> FloatArray:

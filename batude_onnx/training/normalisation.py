@@ -48,7 +48,7 @@ class RestoredBatchNorm(nn.Module):
 
 
 def restorable(sites: Sequence[Site]) -> list[Site]:
-    """Convolutions with a stored weight and bias of their own that no BatchNormalization follows.
+    """Convolutions with a stored weight and bias of their own, run in one place, that no BatchNormalization follows.
 
     A BatchNorm that was folded away has left a bias. Folding one into a layer without would add a bias to the file, which no
     budget has counted.
@@ -57,7 +57,12 @@ def restorable(sites: Sequence[Site]) -> list[Site]:
     return [
         site
         for site in sites
-        if site.weight and site.bias is not None and readers[site.bias] == 1 and len(site.shape) > 2 and not site.normalised
+        if site.weight
+        and site.bias is not None
+        and readers[site.bias] == 1
+        and len(site.shape) > 2
+        and not site.normalised
+        and not site.twins
     ]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from batude_onnx.decomposition import Metric, method, method_of
 from batude_onnx.importer import GraphNet
 from batude_onnx.records import FactorChain, Site
-from batude_onnx.training.chain_module import ChainModule, dense
+from batude_onnx.training.chain_module import ChainModule, dense, put
 from batude_onnx.training.features import Sums, collect
 
 RIDGE = 1e-3
@@ -82,5 +82,5 @@ def refit(
             own, _ = dense(reference, site)
             regression = Regression(site, collect(site, running, original), own, metrics.get(site.key))
             fitted = ChainModule(regression.chain(module.chain.ranks)).to(own.device)
-            net.replace(site.key, fitted)
+            put(net, site, fitted)
             report(number, len(sites))

@@ -93,7 +93,7 @@ def collect_metrics(
     generator = torch.Generator().manual_seed(seed)
     moments: dict[str, list[Tensor | float]] = {site.key: [0.0, 0.0] for site in sites}
 
-    def watch(site: Site) -> Any:
+    def watch(site: Site, key: str) -> Any:
         def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
             held = moments[site.key]
             held[0] = held[0] + _moment(given[0].detach(), site)
@@ -103,9 +103,9 @@ def collect_metrics(
 
             output.register_hook(backward)  # type: ignore[no-untyped-call]
 
-        return net.step(site.key).register_forward_hook(hook)
+        return net.step(key).register_forward_hook(hook)
 
-    handles = [watch(site) for site in sites]
+    handles = [watch(site, key) for site in sites for key in site.keys]
     net.eval()
     for x in inputs:
         sampled_loss(net(x), generator).backward()  # type: ignore[no-untyped-call]
