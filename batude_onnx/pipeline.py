@@ -32,7 +32,18 @@ from batude_onnx.loading import (
 from batude_onnx.opening import Case, in_runs, load_data, open_case, report_path, sized, with_runs
 from batude_onnx.planfile import write_plan
 from batude_onnx.pricing import bytes_of
-from batude_onnx.proving import Feeds, Survey, hold_against, one_sample, open_two, origin_of, outputs_of, parity_feeds, survey
+from batude_onnx.proving import (
+    Feeds,
+    Survey,
+    at_once,
+    hold_against,
+    one_sample,
+    open_two,
+    origin_of,
+    outputs_of,
+    parity_feeds,
+    survey,
+)
 from batude_onnx.records import (
     Benchmark,
     Budget,
@@ -308,7 +319,7 @@ def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
     skipped = "onnxsim would hold all of a large model in memory" if case.large else skip_reason(model)
     if skipped is None:
         try:
-            found = inherit(simplify(model, case.feeds), model)
+            found = inherit(simplify(model, at_once(case.original, case.seen.feeding, case.feeds)), model)
         except ParityError as error:
             skipped = str(error)
         else:

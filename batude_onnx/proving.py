@@ -177,6 +177,15 @@ def one_sample(session: Session, feeding: Feeding, feeds: Feeds) -> Feeds:
     return sample
 
 
+def at_once(session: Session, feeding: Feeding, feeds: Feeds) -> Feeds:
+    """`feeds`, or as much of them as the model takes in one run."""
+    try:
+        session.run(feeds)
+    except ModelError:
+        return feeding.first(feeds)
+    return feeds
+
+
 def quality(original: Session, other: Session, specs: tuple[InputSpec, ...], dataset: Dataset) -> tuple[dict[str, float], ...]:
     """How good two models are on the test data: (of the original, of the other).
 

@@ -104,7 +104,10 @@ def test_with_samples(proto: onnx.ModelProto, tmp_path: Path, samples: Path) -> 
 
 def test_a_budget_that_layers_left_alone_forbid_names_them(tmp_path: Path) -> None:
     """Two layers that are not alike share a weight."""
-    more = (helper.make_node("Conv", ["r", "v"], ["z"], pads=[2] * 4, dilations=[2, 2]), helper.make_node("Add", ["y", "z"], ["sum"]))
+    more = (
+        helper.make_node("Conv", ["r", "v"], ["z"], pads=[2] * 4, dilations=[2, 2]),
+        helper.make_node("Add", ["y", "z"], ["sum"]),
+    )
     settings = settings_for(saved(followed_by(*more, out="sum"), tmp_path), tmp_path, "3x")
     with pytest.raises(
         BudgetError, match=r"; 2 of 3 layers cannot be made smaller \(the largest, y: its weight v is shared by 2"

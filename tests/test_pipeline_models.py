@@ -238,6 +238,24 @@ def test_a_model_with_functions(tmp_path: Path, with_data: bool) -> None:
     assert stored(settings.output) <= 222 / 1.5 + 6
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("epochs", [0.0, 1.0])
+def test_a_model_of_a_fixed_batch_is_simplified_too(tmp_path: Path, batch: int, epochs: float) -> None:
+    """Though there are more samples than it takes at once."""
+    held = {"w": values(16, 4, 3, 3), "s": np.ones(16, np.float32), "b": values(16), "m": values(16, seed=1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+        helper.make_node("BatchNormalization", ["c", "s", "b", "m", "s"], ["y"]),
+    ]
+    np.savez(tmp_path / "x.npz", x_train=values(21, 4, 6, 6))
+    x, y = (helper.make_tensor_value_info(name, FLOAT, [batch, size, 6, 6]) for name, size in (("x", 4), ("y", 16)))
+    path = saved(model_of(nodes, [x], [y], held), tmp_path)
+    settings, watch = settings_for(path, tmp_path, "1.5x", tmp_path / "x.npz", epochs=epochs), Listener()
+    check(compress(settings, watch), settings)
+    assert not [line for line in watch.said if "not simplified" in line]
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(settings.output).graph.node}
+
+
 def test_channels_that_have_died_leave_no_noise_behind(tmp_path: Path) -> None:
     """Folded into the small scale of a BatchNorm it would be subnormal, which is slow to multiply with."""
     weight = values(32, 32, 1, 1)
