@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from batude_onnx import pacing
 from batude_onnx.decomposition import Metric
 from batude_onnx.errors import DataError
-from batude_onnx.importer import GraphNet, import_graph, inlined
+from batude_onnx.importer import GraphNet, any_batch, import_graph, inlined
 from batude_onnx.opening import Case, classes
 from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, batch_of, outputs_of
@@ -68,7 +69,8 @@ def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, st
     torch.manual_seed(settings.seed)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    net, teacher = net.to(settings.device), import_graph(case.model, cut=True).to(settings.device)
+    net, graph = _opened(case, net.to(settings.device))
+    teacher = import_graph(graph, cut=True).to(settings.device)
     teacher.requires_grad_(False)
     sites = [site for site in case.seen.compressible if trained(net, site)]
     if net.refused:
@@ -90,6 +92,20 @@ def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, st
     weights = compressing.current_weights(net, sites)
     planned = planning.plan_layers(sites, weights, case.terms, recipe, metrics, measure)
     return Prepared(net, teacher, batches, calibration, moments, metrics, pacing.paced(case, planned, watch)), ""
+
+
+def _opened(case: Case, net: GraphNet) -> tuple[GraphNet, ir.Model]:
+    """The network and the graph that it comes of, with the batch open where only written-down sizes fix it."""
+    fixed, samples = batch_of(case.seen.specs[0]), case.feeds[case.seen.specs[0].name]
+    if fixed is None or net.refused or takes_any_batch(net, samples):
+        return net, case.model
+    graph = any_batch(case.model, fixed)
+    other = import_graph(graph, cut=True).to(case.settings.device)
+    x = torch.from_numpy(samples[:fixed]).to(case.settings.device)
+    with torch.no_grad():
+        pairs = zip(net.eval()(x), other.eval()(x), strict=True)
+        same = takes_any_batch(other, samples) and all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)
+    return (other, graph) if same else (net, case.model)
 
 
 def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[TrainResult, Feeds | None]:

@@ -161,29 +161,35 @@ def test_a_fixed_batch(trained: Path, cifar_slice: Path, tmp_path: Path, batch: 
         assert verdict.comparison.quality_other["n"] == 160
 
 
-def reshaping(batch: int, folder: Path) -> Path:
-    """Like the above, but a Reshape fixes the batch inside of the graph as well."""
+def reshaping(batch: int, folder: Path, *, truly: bool = False) -> Path:
+    """Like the above, but sizes that are written down fix the batch inside of the graph as well; or, `truly`, a constant does."""
     nodes = [
         helper.make_node("Conv", ["x", "w", "b"], ["c"], strides=[2, 2]),
-        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Resize", ["c", "", "", "sizes"], ["s"]),
+        helper.make_node("Relu", ["s"], ["r"]),
         helper.make_node("GlobalAveragePool", ["r"], ["p"]),
-        helper.make_node("Reshape", ["p", "target"], ["f"]),
+        helper.make_node("Concat", ["p", "of all"] if truly else ["p"], ["q"], axis=1),
+        helper.make_node("Reshape", ["q", "target"], ["f"]),
         helper.make_node("Gemm", ["f", "v", "d"], ["y"], transB=1),
     ]
-    held = {"w": values(16, 3, 5, 5), "b": values(16), "v": values(10, 16), "d": values(10), "target": np.array([batch, 16])}
+    wide = 20 if truly else 16
+    held = {"w": values(16, 3, 5, 5), "b": values(16), "v": values(10, wide), "d": values(10), "target": np.array([batch, wide])}
+    held |= {"sizes": np.array([batch, 16, 20, 20])} | ({"of all": values(batch, 4, 1, 1)} if truly else {})
     x = helper.make_tensor_value_info("x", FLOAT, [batch, 3, 32, 32])
     return saved(model_of(nodes, [x], [helper.make_tensor_value_info("y", FLOAT, [batch, 10])], held), folder)
 
 
 @pytest.mark.parametrize("batch", [1, 6])
-def test_a_batch_that_the_graph_itself_fixes(cifar_slice: Path, tmp_path: Path, batch: int) -> None:
+@pytest.mark.parametrize("truly", [True, False])
+def test_a_batch_that_the_graph_itself_fixes(cifar_slice: Path, tmp_path: Path, batch: int, truly: bool) -> None:
+    """It is trained with larger batches unless it really takes no others; the file keeps its own."""
     listener = Listener()
-    settings = settings_for(reshaping(batch, tmp_path), tmp_path, "1.5x", cifar_slice, epochs=0.1)
+    settings = settings_for(reshaping(batch, tmp_path, truly=truly), tmp_path, "1.5x", cifar_slice, epochs=1.0)
     check(compress(settings, listener), settings)
-    assert any(f"takes batches of {batch} only" in line for line in listener.said)
+    assert any(f"takes batches of {batch} only" in line for line in listener.said) is truly
 
 
 def test_too_few_samples_for_a_fixed_batch(cifar_slice: Path, tmp_path: Path) -> None:
-    settings = settings_for(reshaping(6, tmp_path), tmp_path, "1.5x", Source(cifar_slice, limit=5))
+    settings = settings_for(reshaping(6, tmp_path, truly=True), tmp_path, "1.5x", Source(cifar_slice, limit=5))
     with pytest.raises(DataError, match="5 training samples do not fill a batch of 6"):
         compress(settings)

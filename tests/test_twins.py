@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from tests.loading_models import model_of
 from tests.pipelines import Listener, check, saved, settings_for, stored
 
 FLOAT = TensorProto.FLOAT
-HEAD = {"pads": [1, 1, 1, 1]}
+HEAD: dict[str, Any] = {"pads": [1, 1, 1, 1]}
 
 
 def pyramid(**second: list[int]) -> onnx.ModelProto:
@@ -45,9 +46,8 @@ def pyramid(**second: list[int]) -> onnx.ModelProto:
         "b": values(16, seed=2),
         "v": values(12, 16, 3, 3, seed=3),
     }
-    x, y = (
-        helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in (("x", ["N", 3, 12, 12]), ("y", ["N", 36, 1, 1]))
-    )
+    x = helper.make_tensor_value_info("x", FLOAT, ["N", 3, 12, 12])
+    y = helper.make_tensor_value_info("y", FLOAT, ["N", 36, 1, 1])
     return model_of(nodes, [x], [y], held, opset=18, ir_version=10)
 
 

@@ -7,8 +7,9 @@ Nodes that only compute with constants are evaluated at import and have no step,
 from batude_onnx.importer import ops as _ops
 from batude_onnx.importer.builder import import_graph, inlined
 from batude_onnx.importer.net import GraphNet, Pass
+from batude_onnx.importer.opening import any_batch
 
-__all__ = ["GraphNet", "Pass", "import_graph", "inlined"]
+__all__ = ["GraphNet", "Pass", "any_batch", "import_graph", "inlined"]
 
 # Importing the families is what fills the registry.
 assert _ops
