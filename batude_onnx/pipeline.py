@@ -326,6 +326,8 @@ def _simplified(model: ir.Model, case: Case, watch: Watch) -> ir.Model:
             (params, size), (more_params, more) = (_held(graph) for graph in (model, found))
             if more_params <= params and more <= size:
                 return found
+            if len(found.graph) == len(model.graph):
+                return model  # there was nothing to simplify
             # It computes what constants give, or gives each reader its own copy of a weight.
             what = f"{size:,} to {more:,} bytes" if more > size else f"{params:,} to {more_params:,} params"
             skipped = f"onnxsim would make the file larger ({what})"
