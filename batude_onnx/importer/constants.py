@@ -48,6 +48,9 @@ def stored(value: ir.Value) -> ir.TensorProtocol | None:
         return value.const_value if value.is_initializer() else None
     if not is_constant_node(producer):
         return None
+    if "value" in producer.attributes:
+        # As get_const_tensor does, which would also rename the file's own tensor.
+        return producer.attributes["value"].as_tensor()
     return ir.convenience.get_const_tensor(value)
 
 
