@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from batude_onnx import speed
-from batude_onnx.decomposition import assign
+from batude_onnx.decomposition import assign, method_of
 from batude_onnx.layers import find_sites, infer_shapes
-from batude_onnx.loading import load_model
 from batude_onnx.pipeline import compress, inspect
+from batude_onnx.rewriting import rewrite
 from batude_onnx.validation import pieces, sessions
 from tests.layer_models import read, values
 from tests.loading_models import model_of
@@ -82,6 +83,15 @@ def test_another_bias_makes_another_layer() -> None:
     assert reasons == ["its weight u is shared by 3 nodes"] * 3
 
 
+def test_of_unlike_nodes_only_the_chosen_one_is_replaced() -> None:
+    model = read(pyramid(pads=[0, 0, 0, 0]))
+    (site,) = (assign(site) for site in find_sites(model, infer_shapes(model)) if site.key == "h1")
+    chain = method_of(site).factor(torch.from_numpy(values(12, 16, 3, 3, seed=3)), None, site.geometry, (4, 4), None)
+    written = rewrite(model, {"o1": chain})
+    kept = {node.outputs[0].name for node in written.graph if "v" in [value.name for value in node.inputs if value is not None]}
+    assert kept == {"o2", "o3"}
+
+
 @pytest.mark.parametrize("metric", ["", "macs="])
 @pytest.mark.parametrize("epochs", [None, 0.0, 2.0], ids=["no data", "re-fitted", "trained"])
 def test_they_are_factored_together(tmp_path: Path, samples: Path, epochs: float | None, metric: str) -> None:
@@ -127,4 +137,4 @@ def test_a_model_run_in_pieces_leaves_them_whole(tmp_path: Path, monkeypatch: py
     verdict = compress(settings, watch)
     assert set(verdict.ranks) == {"p1"}
     assert verdict.whole["h1"] == "several nodes share its weight, and a model this large is run in pieces"
-    assert load_model(settings.output).graph is not None
+    check(verdict, settings)

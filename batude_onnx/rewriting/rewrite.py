@@ -46,10 +46,10 @@ def rewrite(
         if not np.array_equal(constants.read(roots[name]), values):
             constants.store(roots[name], values)
     for key, values in (biases or {}).items():
-        _set_bias(edited, twins(nodes[key]) or (nodes[key],), values)
+        _set_bias(edited, _everywhere(nodes[key]), values)
     for key, chain in chains.items():
         made: dict[str, ir.Value] = {}
-        for node in twins(nodes[key]):
+        for node in _everywhere(nodes[key]):
             _replace(edited, node, chain, made)
         if keep is not None:
             _keep(edited, keep)
@@ -57,6 +57,11 @@ def rewrite(
         _list_as_inputs(edited.graph)
     edited.metadata_props.update(metadata or {})
     return edited
+
+
+def _everywhere(node: ir.Node) -> tuple[ir.Node, ...]:
+    """A node and its twins; alone where unlike nodes read its weight, too."""
+    return twins(node) or (node,)
 
 
 def _keep(model: ir.Model, keep: Keep) -> None:
