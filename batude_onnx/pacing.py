@@ -72,8 +72,7 @@ def _comparable(case: Case, planned: Planned) -> bool:
 
 def _no_slower(case: Case, planned: Planned, watch: Watch) -> Planned:
     """`planned`, or where that would be slower than the original, what is not, if that loses little more."""
-    other = open_graph(_shapes(case, planned), case.settings.provider, case.settings.threads)
-    found = compare_latency(case.original, other, _sample(case), runs=1000, seconds=GLANCE)
+    found = _timed(case, _shapes(case, planned), GLANCE)
     ratio = float(found["ratio"])
     if ratio * SLOWER >= 1 or float(found["min_a_ms"]) < SHORT:
         return planned
@@ -88,7 +87,7 @@ def _no_slower(case: Case, planned: Planned, watch: Watch) -> Planned:
     lost, more = planned.loss(), quick.loss()
     if more > WORTH * lost:
         watch.say(
-            f"ranks as fast as the original would lose {more / lost:.1f} times as much: it will be {slow} "
+            f"ranks as fast as the original would lose {more:.2g}, and these lose {lost:.2g}: it will be {slow} "
             "(a limit of time beside the budget, as in --budget ...,latency=1x, has them)"
         )
         return planned
@@ -120,14 +119,19 @@ def _over(case: Case, limit: Limit, shapes: ir.Model, planned: Planned, watch: W
     """What a network takes as a share of what `limit` allows."""
     if limit.metric == "size":
         return file_bytes(shapes) / limit.limit
-    other = open_graph(shapes, case.settings.provider, case.settings.threads)
-    found = compare_latency(case.original, other, _sample(case), runs=1000, seconds=SECONDS)
+    found = _timed(case, shapes, SECONDS)
     predicted, real = float(planned.plan.cost.of("latency")), float(found["min_b_ms"])
     watch.say(
         f"time predicted: {predicted:.3f} ms, measured: {real:.3f} ms ({100 * (predicted / real - 1):+.0f} %), "
         f"{float(found['ratio']):.2f}x as fast as the original"
     )
     return _taken(limit, found) * (1 + MARGIN)
+
+
+def _timed(case: Case, shapes: ir.Model, seconds: float) -> Latency:
+    """How fast a network is, measured for so long in turns with the original."""
+    other = open_graph(shapes, case.settings.provider, case.settings.threads)
+    return compare_latency(case.original, other, _sample(case), runs=1000, seconds=seconds)
 
 
 def _taken(limit: Limit, found: Latency) -> float:
