@@ -169,21 +169,21 @@ def outputs_of(session: Session, feeds: Feeds) -> dict[str, npt.NDArray[Any]]:
 
 def one_sample(session: Session, feeding: Feeding, feeds: Feeds) -> Feeds:
     """The first sample of `feeds`, or all of them where the model takes no single one (frames of a film in eights, say)."""
-    sample = feeding.first(feeds)
-    try:
-        session.run(sample)
-    except ModelError:
-        return feeds
-    return sample
+    return _one_that_runs(session, feeding.first(feeds), feeds)
 
 
 def at_once(session: Session, feeding: Feeding, feeds: Feeds) -> Feeds:
     """`feeds`, or as much of them as the model takes in one run."""
+    return _one_that_runs(session, feeds, feeding.first(feeds))
+
+
+def _one_that_runs(session: Session, wanted: Feeds, other: Feeds) -> Feeds:
+    """What is wanted, unless the model does not take it."""
     try:
-        session.run(feeds)
+        session.run(wanted)
     except ModelError:
-        return feeding.first(feeds)
-    return feeds
+        return other
+    return wanted
 
 
 def quality(original: Session, other: Session, specs: tuple[InputSpec, ...], dataset: Dataset) -> tuple[dict[str, float], ...]:

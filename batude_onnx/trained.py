@@ -69,13 +69,13 @@ def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, st
     torch.manual_seed(settings.seed)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    net, graph = _opened(case, net.to(settings.device))
+    net, graph, fixed = _opened(case, net.to(settings.device))
     teacher = import_graph(graph, cut=True).to(settings.device)
     teacher.requires_grad_(False)
     sites = [site for site in case.seen.compressible if trained(net, site)]
     if net.refused:
         _cut(case, net, teacher, watch)
-    batches = _batches(case, net, recipe.batch, watch)
+    batches = _batches(case, net, recipe.batch, fixed, watch)
     calibration = batches.sample(_affordable(case, 2.0, CALIBRATION_LEAST, CALIBRATION), settings.seed)
     if not any(output.requires_grad for output in net.eval()(calibration[0])):
         return None, "no output has a gradient (an ArgMax has none): make its input the output to train it"
@@ -94,18 +94,23 @@ def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, st
     return Prepared(net, teacher, batches, calibration, moments, metrics, pacing.paced(case, planned, watch)), ""
 
 
-def _opened(case: Case, net: GraphNet) -> tuple[GraphNet, ir.Model]:
-    """The network and the graph that it comes of, with the batch open where only written-down sizes fix it."""
+def _opened(case: Case, net: GraphNet) -> tuple[GraphNet, ir.Model, int | None]:
+    """The network and the graph that it comes of, with the batch open where only written-down sizes fix it; the only batch that
+    it takes, None where it takes any."""
     fixed, samples = batch_of(case.seen.specs[0]), case.feeds[case.seen.specs[0].name]
-    if fixed is None or net.refused or takes_any_batch(net, samples):
-        return net, case.model
+    if fixed is None or net.given_names:
+        return net, case.model, fixed
+    if takes_any_batch(net, samples):
+        return net, case.model, None
+    if net.refused:
+        return net, case.model, fixed
     graph = any_batch(case.model, fixed)
     other = import_graph(graph, cut=True).to(case.settings.device)
     x = torch.from_numpy(samples[:fixed]).to(case.settings.device)
     with torch.no_grad():
         pairs = zip(net.eval()(x), other.eval()(x), strict=True)
         same = takes_any_batch(other, samples) and all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)
-    return (other, graph) if same else (net, case.model)
+    return (other, graph, None) if same else (net, case.model, fixed)
 
 
 def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[TrainResult, Feeds | None]:
@@ -205,17 +210,15 @@ def _affordable(case: Case, passes: float, least: int, most: int) -> int:
     return min(most, max(least, int(AFFORDABLE_MACS / (max(1, case.seen.cost.macs) * max(1.0, passes)))))
 
 
-def _batches(case: Case, net: GraphNet, batch: int, watch: Watch) -> Batches:
-    dataset, source, spec = case.dataset, case.settings.data, case.seen.specs[0]
+def _batches(case: Case, net: GraphNet, batch: int, fixed: int | None, watch: Watch) -> Batches:
+    """`fixed`: the only batch that the network takes, if there is one."""
+    dataset, source = case.dataset, case.settings.data
     assert dataset is not None
     assert source is not None
     images = dataset.x_train.dtype == np.uint8
     augmentation = Augmentation()
     if images and source.augment:
         augmentation = Augmentation(shift=dataset.x_train.shape[1] // 8, flip=dataset.x_train.shape[3] == 3)
-    fixed = batch_of(spec)
-    if fixed is not None and not net.given_names and takes_any_batch(net, case.feeds[spec.name]):
-        fixed = None
     if fixed is not None:
         watch.say(f"the model takes batches of {fixed} only, and is trained with those: an open batch would train better")
         if len(dataset.x_train) < fixed:

@@ -25,6 +25,8 @@ Converter: TypeAlias = Callable[[NodeView], Op]
 Moves: TypeAlias = Literal["", "first", "all"]
 # What replaces a node that holds sub-graphs: a value for each of its outputs.
 Expand: TypeAlias = "Callable[[Splice], list[ir.Value]]"
+# The free sizes for a node, the constant ones that it has, and the batch that they were written for; None where they stay.
+Follow: TypeAlias = "Callable[[ir.Node, list[int], int], list[int] | None]"
 Learned: TypeAlias = "tuple[int, ...] | Callable[[NodeView], tuple[int, ...]]"
 
 
@@ -34,7 +36,7 @@ class Entry:
     shapes, axes and the like, read as Python ints and therefore kept in CPU memory; `makes_host`: so are its outputs;
     `moves`: its output's elements are some of those of its first input, or of all, unchanged, and which ones only depends on
     the other inputs; `flat`: no gradient passes through it; `expand`: for an op with sub-graphs, which is replaced before
-    anything is converted."""
+    anything is converted; `sizes`: the input that holds sizes, and how these follow a batch that is opened."""
 
     convert: Converter
     learned: Learned = ()
@@ -43,6 +45,7 @@ class Entry:
     moves: Moves = ""
     flat: bool = False
     expand: Expand | None = None
+    sizes: tuple[int, Follow] | None = None
 
     def learned_inputs(self, node: NodeView) -> tuple[int, ...]:
         """The indices of this node's learned inputs."""
@@ -61,6 +64,7 @@ def op(
     makes_host: bool = False,
     moves: Moves = "",
     flat: bool = False,
+    sizes: tuple[int, Follow] | None = None,
     domain: str = "",
 ) -> Callable[[Converter], Converter]:
     """Register a converter for `name` at each of the schema versions `since`.
@@ -69,7 +73,7 @@ def op(
     """
 
     def register(convert: Converter) -> Converter:
-        _register(name, since, domain, Entry(convert, learned, host, makes_host, moves, flat))
+        _register(name, since, domain, Entry(convert, learned, host, makes_host, moves, flat, sizes=sizes))
         return convert
 
     return register

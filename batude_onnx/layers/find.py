@@ -37,7 +37,8 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
             continue
         place = inside[node.graph]
         # How often such a body is run is not known.
-        positions = kind.positions(node, {} if set(place) - {"If"} else shapes)
+        known = {} if set(place) - {"If"} else shapes
+        positions = kind.positions(node, known)
         data = "" if node.inputs[0] is None else str(node.inputs[0].name)
         shape, geometry = kind.outline(node, shapes)
         blank = Site(
@@ -63,7 +64,7 @@ def find_sites(model: ir.Model, shapes: Shapes) -> tuple[Site, ...]:
         if alike[0] is not node:
             continue
         if len(alike) > 1:
-            blank = _in_all_places(blank, [kind.positions(one, {} if set(place) - {"If"} else shapes) for one in alike])
+            blank = _in_all_places(blank, [kind.positions(one, known) for one in alike])
         bias = None if described.bias is None else constants.name_of(described.bias.root)
         sites.append(
             replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,7 +12,16 @@ from batude_onnx.importer.registry import Op, op
 from batude_onnx.importer.view import NodeView, listed
 
 
-@op("Reshape", 5, 13, 14, 19, 21, 23, 24, 25, host=(1,), moves="first")
+def _follow(node: ir.Node, sizes: list[int], batch: int) -> list[int] | None:
+    """What is left over goes to the first axis, which may hold the batch alone or merged with others."""
+    if not sizes:
+        return None
+    if -1 not in sizes:
+        return [-1, *sizes[1:]] if sizes[0] % batch == 0 else None
+    return [0, *sizes[1:]] if sizes[0] == batch else None
+
+
+@op("Reshape", 5, 13, 14, 19, 21, 23, 24, 25, host=(1,), moves="first", sizes=(1, _follow))
 def reshape(node: NodeView) -> Op:
     """-1 is what is left over; 0 copies the input's size unless allowzero is set."""
     allow_zero = node.attr_int("allowzero", 0) != 0

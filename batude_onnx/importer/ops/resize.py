@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -171,7 +172,15 @@ def _method(node: NodeView) -> Method:
     return Method(mode, coordinates, nearest, cubic, exclude, antialias, extrapolation)
 
 
-@op("Resize", 11, 13, 18, 19, host=(1, 2, 3))
+def _follow(node: ir.Node, sizes: list[int], batch: int) -> list[int] | None:
+    """The sizes of the spatial axes alone; `node` is told that it is given these."""
+    if "axes" in node.attributes or len(sizes) < 3 or sizes[0] != batch:
+        return None
+    node.attributes.add(ir.AttrInt64s("axes", list(range(2, len(sizes)))))
+    return sizes[2:]
+
+
+@op("Resize", 11, 13, 18, 19, host=(1, 2, 3), sizes=(3, _follow))
 def resize(node: NodeView) -> Op:
     """x, roi, scales or sizes, over all axes or those that `axes` names (opset 18). roi: all begins, then all ends."""
     method = _method(node)
