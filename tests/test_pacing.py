@@ -17,7 +17,7 @@ from batude_onnx.pipeline import compress, plan
 from batude_onnx.records import Limit, Verdict
 from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.speed import cache
-from batude_onnx.speed import model as timing
+from batude_onnx.speed import observing as timing
 from batude_onnx.training.planning import Planned
 from batude_onnx.validation import Session
 from tests.layer_models import one_node, values

@@ -14,7 +14,7 @@ from batude_onnx.decomposition import method_of
 from batude_onnx.loading import load_model
 from batude_onnx.proving import survey
 from batude_onnx.records import Site
-from batude_onnx.speed import cache, timing
+from batude_onnx.speed import cache, observing, timing
 from batude_onnx.speed.attribution import attribute
 from batude_onnx.speed.model import SpeedModel, _time, blocks, ladder, measure
 from batude_onnx.speed.skeleton import skeleton
@@ -79,6 +79,37 @@ def test_a_link_is_as_slow_as_its_whole_blocks() -> None:
     assert blocks([1, 15, 16, 17], 16).tolist() == [1, 1, 1, 2]
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 7])
+def test_what_was_measured_is_predicted(count: int) -> None:
+    """Times are not quite of the form that is fitted to them."""
+    samples = [(1, 1, 0.01), (2, 2, 0.019), (3, 3, 0.031), (2, 4, 0.05), (4, 2, 0.03), (6, 6, 0.1), (5, 7, 0.09)][:count]
+    into, out = (np.array(side) for side in list(zip(*samples, strict=True))[:2])
+    assert _time(samples, into, out) == pytest.approx([ms for *_, ms in samples], rel=1e-4)
+
+
+def test_a_small_layer_is_measured_at_the_ends_of_its_ranks(sites: list[Site]) -> None:
+    site = next(site for site in sites if site.method == "tucker2")
+    small = replace(site, shape=(16, 16, 3, 3))
+    assert sorted(ladder(small, 8)) == [(8, 8), (8, 16), (16, 8), (16, 16)]
+
+
+def test_a_network_that_was_disturbed_is_looked_at_again(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of each takes 0.9 of its kernels, but for one that was disturbed while it ran, and one while it was recorded."""
+    slow = {2: ((0.1, 0.2), 0.9), 3: ((0.8, 0.2), 0.27)}
+    looks: list[int] = []
+
+    def profiled(*_: object) -> tuple[tuple[Kernel, ...], float]:
+        times, run = slow.get(len(looks), ((0.1, 0.2), 0.27))
+        looks.append(len(looks))
+        return tuple(Kernel(str(number), "Conv", ms) for number, ms in enumerate(times)), run
+
+    monkeypatch.setattr(observing, "profiled", profiled)
+    seen = observing.observe(model, [{}] * 5, X, "cpu", 1, lambda done, total: None)
+    assert len(looks) == 7 + 2
+    assert all(one.run == 0.27 and one.total == pytest.approx(0.3) for one in seen)
+    assert observing.added(seen) == pytest.approx(-0.015)
+
+
 def test_between_two_ranks_the_time_of_an_outer_link_is_linear_and_beyond_them_in_proportion() -> None:
     samples = [(4, 2, 2.0), (4, 4, 6.0)]
     assert _time(samples, np.array([4]), np.array([1, 2, 3, 4, 8])) == pytest.approx([1.5, 2.0, 4.0, 6.0, 12.0])
@@ -116,7 +147,7 @@ def test_predictions_hold_in_the_whole_network(model: ir.Model, sites: list[Site
     real = compare_latency(open_graph(model, "cpu", 1), open_graph(skeleton(model, chosen), "cpu", 1), X, seconds=2)
     assert len(chosen) > 5
     # On a quiet machine they are within a few percent of each other; here anything may run beside the tests.
-    assert times.total / predicted == pytest.approx(real["ratio"], rel=0.25)
+    assert times.total / predicted == pytest.approx(real["ratio"], rel=0.2)
     assert times.total / predicted > 1.1
 
 

@@ -12,7 +12,8 @@ and as linear between neighbours where only one of the two changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,14 @@ import onnx_ir as ir
 from batude_onnx.decomposition import alternatives, max_ranks, method_of
 from batude_onnx.records import FloatArray, Geometry, Prices, Site
 from batude_onnx.speed.attribution import attribute
+from batude_onnx.speed.observing import Chosen, added, observe
 from batude_onnx.speed.skeleton import Ranks, skeleton
-from batude_onnx.validation import Feeds, Kernel, overheads, profile
+from batude_onnx.validation import Feeds, Kernel
 
 # Of the largest useful ranks: where the chains are measured. The first of each pair is taken where there is one rank.
 SHARES = ((0.06, 0.06), (0.12, 0.25), (0.25, 0.12), (0.35, 0.35), (0.5, 0.6), (0.6, 0.4), (0.8, 0.8))
-SECONDS = 1.0
+# With fewer samples the terms cannot be told apart: small layers are measured at the ends of their ranks as well.
+FEW = 4
 # A machine on which nothing else runs takes as long again within so much.
 STEADY = 0.05
 
@@ -90,19 +93,19 @@ def measure(
     count: Callable[[int, int], None],
 ) -> SpeedModel:  # fmt: skip
     """Time `model` on `feeds` with all `sites` whole, and as chains at a few ranks; `count` is told how far it is."""
-    node, run = overheads(provider, threads)
     ways = {site.key: [(way, ladder(way, block)) for way in alternatives(site)] for site in sites}
     tried = {key: [(way, ranks) for way, ladder in choices for ranks in ladder] for key, choices in ways.items()}
-    variants = max(map(len, tried.values()), default=0)
-    first = profile(model, feeds, provider, threads, SECONDS)
+    variants: list[Chosen] = [
+        {key: choices[number] for key, choices in tried.items() if number < len(choices)}
+        for number in range(max(map(len, tried.values()), default=0))
+    ]
+    seen = observe(model, variants, feeds, provider, threads, count)
+    first, *others, last = seen
     samples: dict[tuple[str, str], list[list[Sample]]] = {}
-    for number in range(variants):
-        count(number, variants)
-        chosen = {key: choices[number] for key, choices in tried.items() if number < len(choices)}
+    for chosen, one in zip(variants, others, strict=True):
         outlines = {key: method_of(way).outline(way.shape, way.geometry, ranks) for key, (way, ranks) in chosen.items()}
         some = {site: len(outlines[site.key]) for site in sites if site.key in outlines}
-        rewritten = skeleton(model, chosen)
-        found = _attributed(rewritten, profile(rewritten, feeds, provider, threads, SECONDS), some)
+        found = _attributed(skeleton(model, chosen), one.kernels, some)
         for key, (way, _) in chosen.items():
             if None in found[key]:
                 continue
@@ -111,13 +114,11 @@ def measure(
                 assert ms is not None
                 into, out = ends(shape, geometry, block)
                 link.append((int(into), int(out), ms))
-    count(variants, variants)
-    last = {kernel.name: kernel.ms for kernel in profile(model, feeds, provider, threads, SECONDS)}
-    kernels = tuple(replace(kernel, ms=min(kernel.ms, last.get(kernel.name, kernel.ms))) for kernel in first)
-    times = _attributed(model, kernels, dict.fromkeys(sites, 1))
+    untouched = first.least(last)
+    times = _attributed(model, untouched.kernels, dict.fromkeys(sites, 1))
     whole = {key: links[0] for key, links in times.items() if links[0] is not None}
-    fixed = sum(kernel.ms + node for kernel in kernels) + run - sum(ms + node for ms in whole.values())
-    drift = abs(sum(last.values()) / sum(kernel.ms for kernel in first) - 1)
+    node, drift = added(seen), abs(last.total / first.total - 1)
+    fixed = untouched.run - sum(ms + node for ms in whole.values())
     return SpeedModel(fixed, node, block, whole, {key: tuple(map(tuple, links)) for key, links in samples.items()}, drift)
 
 
@@ -136,6 +137,8 @@ def ladder(site: Site, block: int) -> list[Ranks]:
     found: dict[Ranks, None] = {}
     for shares in SHARES:
         found[tuple(block * max(1, round(share * bound)) for share, bound in zip(shares, most, strict=False))] = None
+    if len(found) < FEW:
+        found |= {tuple(block * end for end in ends): None for ends in product(*((1, bound) for bound in most))}
     return list(found)
 
 
@@ -146,18 +149,33 @@ def _time(samples: Sequence[Sample], into: npt.NDArray[np.int64], out: npt.NDArr
         return _between(known[:, 1], known[:, 2], out)
     if len(np.unique(known[:, 1])) == 1:
         return _between(known[:, 0], known[:, 2], into)
-    if len(known) < 4:
-        rate: FloatArray = np.asarray((known[:, 2] / (known[:, 0] * known[:, 1])).mean() * into * out)
-        return rate
-    terms = _terms(known[:, 0], known[:, 1]) / known[:, 2:]
-    factors = np.linalg.lstsq(terms, np.ones(len(known)), rcond=None)[0]
-    fitted: FloatArray = np.maximum(_terms(into, out) @ factors, known[:, 2].min() / 2)
-    return fitted
+    # Of all numbers of blocks, which are few, and not of all ranks.
+    at = np.stack(np.meshgrid(*(np.arange(1.0, 1 + np.max(side)) for side in (into, out)), indexing="ij"), axis=-1)
+    terms = _terms if len(known) >= FEW else _product
+    factors = np.linalg.lstsq(terms(known[:, :2]) / known[:, 2:], np.ones(len(known)), rcond=None)[0]
+    fitted = np.maximum(terms(at) @ factors, known[:, 2].min() / 2)
+    off = known[:, 2] / np.maximum(terms(known[:, :2]) @ factors, known[:, 2].min() / 2)
+    times: FloatArray = fitted * _near(known[:, :2], off, at)
+    return times[into - 1, out - 1]
 
 
-def _terms(into: npt.NDArray[np.floating | np.int64], out: npt.NDArray[np.floating | np.int64]) -> FloatArray:
-    into, out = np.broadcast_arrays(np.asarray(into, np.float64), np.asarray(out, np.float64))
+def _near(places: FloatArray, values: FloatArray, at: FloatArray) -> FloatArray:
+    """The values of the places nearest to each point, by the inverse square of the distance between logarithms: at a place its
+    own, so that what was measured is predicted."""
+    apart = np.square(np.log(at)[..., None, :] - np.log(places)).sum(-1)
+    weights = 1 / (apart + 1e-6)
+    near: FloatArray = (weights * values).sum(-1) / weights.sum(-1)
+    return near
+
+
+def _terms(at: FloatArray) -> FloatArray:
+    into, out = at[..., 0], at[..., 1]
     terms: FloatArray = np.stack([np.ones_like(into), into, out, into * out], axis=-1)
+    return terms
+
+
+def _product(at: FloatArray) -> FloatArray:
+    terms: FloatArray = np.stack([np.ones_like(at[..., 0]), at.prod(-1)], axis=-1)
     return terms
 
 

@@ -8,7 +8,7 @@ from batude_onnx.validation.latency import compare_latency, cpu_name
 from batude_onnx.validation.measuring import measure_shapes
 from batude_onnx.validation.memory import peak_memory
 from batude_onnx.validation.parity import compare, require
-from batude_onnx.validation.profiling import Feeds, Kernel, overheads, profile
+from batude_onnx.validation.profiling import Feeds, Kernel, profile, profiled
 from batude_onnx.validation.randomness import draws
 from batude_onnx.validation.sessions import Session, in_pieces, open_file, open_graph, open_session, run_batched, runtime_version
 
@@ -31,9 +31,9 @@ __all__ = [
     "open_file",
     "open_graph",
     "open_session",
-    "overheads",
     "peak_memory",
     "profile",
+    "profiled",
     "require",
     "run_batched",
     "runtime_version",
