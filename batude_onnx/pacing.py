@@ -33,6 +33,8 @@ SECONDS, LONG_SECONDS, TRIES = 3.0, 8.0, 8
 # Where time is not limited: how long a plan is looked at, the share of the original's time from which it counts as slower, the
 # time in ms below which a run is spent on calls and not on layers, and how much more may be lost by one that is not slower.
 GLANCE, SLOWER, SHORT, WORTH = 1.0, 1.03, 0.1, 1.5
+# The share of the cut in MACs below which the speed is said to be behind it, and that which a limit of time may well reach.
+BEHIND, NEAR = 0.85, 0.9
 
 Latency = Mapping[str, float | int | str]
 
@@ -74,7 +76,10 @@ def _no_slower(case: Case, planned: Planned, watch: Watch) -> Planned:
     """`planned`, or where that would be slower than the original, what is not, if that loses little more."""
     found = _timed(case, _shapes(case, planned), GLANCE)
     ratio = float(found["ratio"])
-    if ratio * SLOWER >= 1 or float(found["min_a_ms"]) < SHORT:
+    if float(found["min_a_ms"]) < SHORT:
+        return planned
+    if ratio * SLOWER >= 1:
+        _hint(case, planned, ratio, watch)
         return planned
     slow = f"{ratio:.2f}x as fast as the original"
     watch.say(f"these ranks would make it {slow}: its layers are timed, to spare those that would get slower")
@@ -92,6 +97,16 @@ def _no_slower(case: Case, planned: Planned, watch: Watch) -> Planned:
         )
         return planned
     return replace(quick, plan=replace(quick.plan, cost=replace(quick.plan.cost, latency=None)))
+
+
+def _hint(case: Case, planned: Planned, ratio: float, watch: Watch) -> None:
+    """Say so where MACs were limited and time falls by less: layers of few MACs that take their time were left whole."""
+    cut = case.terms.whole.macs / max(1, planned.plan.cost.macs)
+    if "macs" in case.terms.metrics and ratio < BEHIND * cut:
+        watch.say(
+            f"{cut:.2f}x fewer MACs will run {ratio:.2f}x as fast: where speed counts, limit time as well, as in "
+            f"--budget {','.join(limit.text for limit in case.budget.limits)},latency={NEAR * cut:.2f}x"
+        )
 
 
 def _shapes(case: Case, planned: Planned) -> ir.Model:

@@ -215,6 +215,21 @@ def test_ranks_that_are_faster_and_lose_much_are_not_taken(tmp_path: Path, monke
     assert not any("get slower" in line for line in asked.lines)
 
 
+def test_speed_that_is_far_behind_the_cut_in_macs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def glance(ratio: float, budget: str) -> list[str]:
+        monkeypatch.setattr(pacing, "_timed", lambda *_: {"ratio": ratio, "min_a_ms": 1.0})
+        said = Said()
+        run(tmp_path, budget, said)
+        return [line for line in said.lines if "limit time as well" in line]
+
+    (line,) = glance(1.2, "macs=1.5x")
+    assert "1.50x fewer MACs will run 1.20x as fast" in line or "1.51x fewer MACs will run 1.20x as fast" in line
+    assert "--budget macs=1.5x,latency=1.35x" in line or "--budget macs=1.5x,latency=1.36x" in line
+    assert glance(1.4, "macs=1.5x") == []
+    # Parameters promise no speed.
+    assert glance(1.2, "2x") == []
+
+
 def test_a_budget_that_only_slower_ranks_can_meet_is_met_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

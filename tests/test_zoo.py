@@ -54,3 +54,15 @@ def test_a_refusal_is_no_failure(tmp_path: Path, make: object, key: str, said: s
 
 def test_a_model_without_a_record_is_not_run() -> None:
     assert "| not run |" in place_of("vdsr", render({}))
+
+
+def test_what_was_said_of_a_model_that_is_slower_stands_on_the_page(tmp_path: Path) -> None:
+    indexed(tmp_path)
+    record = run(Model("opennsfw", "", "model.onnx"), tmp_path / "model.onnx", tmp_path / "out.onnx")
+    assert any("full rank" in line for line in record["said"])
+    line = "no ranks within the budget are as fast as the original"
+    slower, faster = ({**record, "latency": ratio, "said": [*record["said"], line]} for ratio in (0.9, 1.0))
+    page = render({"opennsfw": slower, "vdsr": faster})
+    assert page.count(line) == 1
+    assert f"- `opennsfw`: {line}" in page
+    assert "slower" not in render({"vdsr": faster})

@@ -50,13 +50,14 @@ ROWS = (
 
 
 def processor(machine: Mapping[str, object]) -> str:
-    """The name of a machine's processor, as `hardware` tells it, without its instructions."""
-    return str(machine["cpu"]).split(" (")[0]
+    """The name of a machine's processor, as `hardware` tells it, and how wide it computes: one name is borne by several."""
+    name, _, instructions = str(machine["cpu"]).partition(" (")
+    return f"{name}, {'AVX-512' if 'avx512' in instructions else 'AVX2' if 'avx2' in instructions else 'no AVX2'}"
 
 
 def file_name(row: Row) -> str:
     """Of a row measured here: what is fast on one processor is not on another, and both are worth knowing."""
-    return f"{row.name}-{processor(hardware('cpu')).lower().replace(' ', '-')}.json"
+    return f"{row.name}-{processor(hardware('cpu')).lower().replace(',', '').replace('-', '').replace(' ', '-')}.json"
 
 
 def run(row: Row) -> dict[str, object]:

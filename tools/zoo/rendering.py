@@ -8,6 +8,9 @@ from tools.tables.rendering import table
 from tools.zoo.models import MODELS
 from tools.zoo.running import RATIO
 
+# Below this a model is slower than the original by more than two measurements of it differ, and a line is of its speed.
+SLOWER, SPEED = 0.97, "as fast as the original"
+
 HEAD = f"""# Real models
 
 Rendered from `results/zoo/*.json` by `make zoo`. Each model is imported (or cut where a node cannot be imported), compressed
@@ -27,8 +30,13 @@ def render(results: dict[str, dict[str, Any]]) -> str:
         "left alone, and why",
     ]  # fmt: skip
     rows = [_row(results.get(model.name), model.name) for model in MODELS]
+    slow = [
+        f"- `{name}`: {line}" for name, record in results.items() if record.get("latency", 1.0) < SLOWER
+        for line in record.get("said", ()) if SPEED in line
+    ]  # fmt: skip
     packages = [[model.name, model.package or "published weights", f"`{model.member}`"] for model in MODELS]
-    return "\n".join([HEAD, table(head, rows), "## Where they come from\n", table(["model", "package", "file"], packages)])
+    told = ["## What was said of those that are slower\n", *slow, ""] if slow else []
+    return "\n".join([HEAD, table(head, rows), *told, "## Where they come from\n", table(["model", "package", "file"], packages)])
 
 
 def _row(record: dict[str, Any] | None, name: str) -> list[str]:

@@ -18,12 +18,22 @@ from batude_onnx.loading import load_model
 from batude_onnx.pipeline import compress
 from batude_onnx.proving import Survey, survey
 from batude_onnx.records import Wishes
-from batude_onnx.settings import Settings
+from batude_onnx.settings import Settings, Watch
 from tools.tables.running import hardware, versions
 from tools.zoo.models import Model
 
 # The compressible layers' MACs (or parameters) are divided by this.
 RATIO = 1.5
+
+
+class _Said(Watch):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def run(model: Model, path: Path, output: Path) -> dict[str, Any]:
@@ -69,7 +79,8 @@ def _budget(seen: Survey) -> tuple[str, int]:
 
 def _compressed(wishes: Wishes, path: Path, output: Path, seen: Survey) -> dict[str, Any]:
     metric, limit = _budget(seen)
-    verdict = compress(Settings(model=path, output=output, budget=f"{metric}={limit}", inputs=wishes))
+    said = _Said()
+    verdict = compress(Settings(model=path, output=output, budget=f"{metric}={limit}", inputs=wishes), said)
     surgery = max(verdict.surgery, key=lambda difference: difference.max_absolute)
     parity = max(verdict.parity, key=lambda difference: difference.max_absolute)
     return {
@@ -81,4 +92,5 @@ def _compressed(wishes: Wishes, path: Path, output: Path, seen: Survey) -> dict[
         "surgery": asdict(surgery),
         "parity": asdict(parity),
         "latency": verdict.comparison.latency["ratio"],
+        "said": said.lines,
     }
