@@ -60,7 +60,8 @@ def alignment(settings: Settings, metrics: Sequence[str]) -> Alignment:
     if settings.rank_multiple is not None:
         return Alignment(settings.rank_multiple, 0)
     block = channel_block(settings.provider)
-    return Alignment(block, 0 if "latency" in metrics else BLOCKS * block if "macs" in metrics else None)
+    whole_from = 0 if "latency" in metrics else BLOCKS * block if "macs" in metrics else None
+    return Alignment(block, whole_from, even=settings.provider == "cpu")
 
 
 def sample_of(settings: Settings, seen: Survey, session: Session, feeds: Feeds) -> Feeds:

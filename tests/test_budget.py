@@ -16,7 +16,7 @@ from batude_onnx.budget import Choice, Frontier, Gains, Losses, Terms, frontier,
 from batude_onnx.budget.terms import wasteful
 from batude_onnx.decomposition import dense_cost, method_of
 from batude_onnx.errors import BudgetError
-from batude_onnx.records import Budget, Cost, FloatArray, Limit, RankPlan, Site
+from batude_onnx.records import Alignment, Budget, Cost, FloatArray, Limit, RankPlan, Site
 from tests.small_models import site
 
 # The problems: sites, what each rank adds and what each choice loses, from random weights' spectra.
@@ -352,3 +352,19 @@ def test_150_layers_of_256_channels_are_solved_in_a_second() -> None:
     # 0.5 s of processor time on one core; the margin is for slower and busy ones.
     assert time.process_time() - began < 2.0
     assert 0.999 * budget.limit < plan.cost.params <= budget.limit
+
+
+def test_no_block_is_left_over_where_whole_blocks_are_taken() -> None:
+    """Of four that are computed together; a single block, or one of a few, has no others to go with."""
+    ranks = np.arange(1, 8 * 18 + 1)
+
+    def blocks(alignment: Alignment, most: int) -> list[int]:
+        fits = np.asarray(alignment.fits(ranks, most))
+        assert np.array_equal(fits, [alignment.fits(int(rank), most) for rank in ranks])
+        return [rank // 8 for rank in ranks[fits].tolist() if rank % 8 == 0]
+
+    every = list(range(1, 19))
+    assert blocks(Alignment(8, 0, even=True), 256) == [count for count in every if count not in (5, 9, 13, 17)]
+    assert blocks(Alignment(8, 0), 256) == every
+    # Whoever says of what they are to be multiples gets all of them; so do modes too small for whole blocks.
+    assert blocks(Alignment(8, 512, even=True), 256) == every

@@ -30,6 +30,7 @@ MODEL = Path("models/resnet20-cifar10.onnx")
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Short measurements, and their results in a folder that all these tests share."""
     monkeypatch.setattr(timing, "SECONDS", 0.1)
+    monkeypatch.setattr(timing, "PLAIN_SECONDS", 0.1)
     monkeypatch.setattr(pacing, "SECONDS", 0.5)
     monkeypatch.setattr(pacing, "LONG_SECONDS", 1.0)
     monkeypatch.setenv(cache.FOLDER, str(tmp_path_factory.getbasetemp() / "times"))

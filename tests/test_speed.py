@@ -41,7 +41,10 @@ def block() -> int:
 
 @pytest.fixture(scope="module")
 def times(model: ir.Model, sites: list[Site], block: int) -> SpeedModel:
-    return measure(model, sites, X, block, "cpu", 1, lambda done, total: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observing, "SECONDS", 0.5)
+        patch.setattr(observing, "PLAIN_SECONDS", 0.3)
+        return measure(model, sites, X, block, "cpu", 1, lambda done, total: None)
 
 
 def test_the_block_is_one_that_processors_have(block: int) -> None:

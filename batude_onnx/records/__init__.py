@@ -5,7 +5,7 @@ canonical form, (S, C/groups, *kernel): S output channels, C input channels; a l
 """
 
 from batude_onnx.records.arrays import Computed, FloatArray
-from batude_onnx.records.budgets import Alignment, Budget, Cost, Limit, Prices, RankPlan
+from batude_onnx.records.budgets import Alignment, Budget, Cost, Limit, Prices, RankPlan, left_over
 from batude_onnx.records.layers import FactorChain, Geometry, LayerSpec, Layout, Site
 from batude_onnx.records.plans import LayerPlan, Outlook, Step, Tried
 from batude_onnx.records.results import (
@@ -47,4 +47,5 @@ __all__ = [
     "Tried",
     "Verdict",
     "Wishes",
+    "left_over",
 ]

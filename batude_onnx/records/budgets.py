@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from batude_onnx.records.arrays import FloatArray
 
 
@@ -60,22 +62,33 @@ class Budget:
         return ", ".join(limit.text for limit in self.limits)
 
 
+# Blocks of output channels that a kernel of the CPU computes at a time, from one reading of the input.
+TOGETHER = 4
+
+
+def left_over(blocks: Any) -> Any:
+    """Whether so many blocks leave a single one over, which takes nearly as long as two would; for a number, or an array."""
+    return (blocks > TOGETHER) & (blocks % TOGETHER == 1)
+
+
 @dataclass(frozen=True)
 class Alignment:
     """Which ranks suit the runtime, whose `block` of channels is computed at a time.
 
-    Whole blocks only in a mode whose largest useful rank is `whole_from` or more (None: in no mode): that is fastest. Else a rank
-    may be as fine as a quarter of itself: multiples of 4 from one block up (other channels fall back to a slower path), of half a
-    block from two, of a block from four.
+    Whole blocks only in a mode whose largest useful rank is `whole_from` or more (None: in no mode): that is fastest, and
+    `even`, no number of them that leaves one over. Else a rank may be as fine as a quarter of itself: multiples of 4 from one
+    block up (other channels fall back to a slower path), of half a block from two, of a block from four.
     """
 
     block: int = 1
     whole_from: int | None = None
+    even: bool = False
 
     def fits(self, rank: Any, most: int) -> Any:
         """For a number, or for an array of them, of a mode whose largest useful rank is `most`."""
         if self.block == 1 or (self.whole_from is not None and most >= self.whole_from):
-            return rank % self.block == 0
+            whole = rank % self.block == 0
+            return whole & ~left_over(np.asarray(rank) // self.block) if self.even else whole
         fine = (rank < self.block) | (rank % min(4, self.block) == 0)
         half = (rank < 2 * self.block) | (rank % max(1, self.block // 2) == 0)
         return fine & half & ((rank < 4 * self.block) | (rank % self.block == 0))

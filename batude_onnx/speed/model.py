@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from batude_onnx.decomposition import alternatives, max_ranks, method_of
-from batude_onnx.records import FloatArray, Geometry, Prices, Site
+from batude_onnx.records import FloatArray, Geometry, Prices, Site, left_over
 from batude_onnx.speed.attribution import attribute
 from batude_onnx.speed.observing import Chosen, added, observe
 from batude_onnx.speed.skeleton import Ranks, skeleton
@@ -130,13 +130,15 @@ def _attributed(model: ir.Model, kernels: Sequence[Kernel], lengths: Mapping[Sit
 
 
 def ladder(site: Site, block: int) -> list[Ranks]:
-    """The ranks at which the chain of `site` is measured: whole blocks, each combination once; none where a block is too much."""
+    """The ranks at which the chain of `site` is measured: whole blocks of which none is left over, each combination once; none
+    where a block is too much."""
     most = [bound // block for bound in max_ranks(site)]
     if not all(most):
         return []
     found: dict[Ranks, None] = {}
     for shares in SHARES:
-        found[tuple(block * max(1, round(share * bound)) for share, bound in zip(shares, most, strict=False))] = None
+        counts = [max(1, round(share * bound)) for share, bound in zip(shares, most, strict=False)]
+        found[tuple(block * (count - int(left_over(count))) for count in counts)] = None
     if len(found) < FEW:
         found |= {tuple(block * end for end in ends): None for ends in product(*((1, bound) for bound in most))}
     return list(found)
