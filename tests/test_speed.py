@@ -42,8 +42,8 @@ def block() -> int:
 @pytest.fixture(scope="module")
 def times(model: ir.Model, sites: list[Site], block: int) -> SpeedModel:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(observing, "SECONDS", 0.5)
-        patch.setattr(observing, "PLAIN_SECONDS", 0.3)
+        patch.setattr(observing, "SECONDS", 0.25)
+        patch.setattr(observing, "PLAIN_SECONDS", 0.2)
         return measure(model, sites, X, block, "cpu", 1, lambda done, total: None)
 
 

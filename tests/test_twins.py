@@ -119,7 +119,9 @@ def test_a_bias_that_training_moves_moves_in_all_places(tmp_path: Path, samples:
     assert len({node.input[2] for node in last}) == 1
 
 
-def test_their_times_are_added_up() -> None:
+def test_their_times_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed.observing, "SECONDS", 0.1)
+    monkeypatch.setattr(speed.observing, "PLAIN_SECONDS", 0.1)
     model = read(pyramid())
     sites = [site for site in find_sites(model, infer_shapes(model)) if site.twins]
     sites = [assign(site) for site in sites]
