@@ -6,7 +6,8 @@ channels in and r1 out is taken as
 
     t = a + b r1 + c r2 + d r1 r2,      r1, r2 rounded up to the runtime's block of channels
 
-and as linear between neighbours where only one of the two changes.
+corrected by what was measured nearby: at a place that was measured, it is what was measured. Where only one of the two changes,
+it is linear between neighbours.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def ladder(site: Site, block: int) -> list[Ranks]:
         counts = [max(1, round(share * bound)) for share, bound in zip(shares, most, strict=False)]
         found[tuple(block * (count - int(left_over(count))) for count in counts)] = None
     if len(found) < FEW:
-        found |= {tuple(block * end for end in ends): None for ends in product(*((1, bound) for bound in most))}
+        found |= {tuple(block * end for end in corner): None for corner in product(*((1, bound) for bound in most))}
     return list(found)
 
 
@@ -155,10 +156,13 @@ def _time(samples: Sequence[Sample], into: npt.NDArray[np.int64], out: npt.NDArr
     at = np.stack(np.meshgrid(*(np.arange(1.0, 1 + np.max(side)) for side in (into, out)), indexing="ij"), axis=-1)
     terms = _terms if len(known) >= FEW else _product
     factors = np.linalg.lstsq(terms(known[:, :2]) / known[:, 2:], np.ones(len(known)), rcond=None)[0]
-    fitted = np.maximum(terms(at) @ factors, known[:, 2].min() / 2)
-    off = known[:, 2] / np.maximum(terms(known[:, :2]) @ factors, known[:, 2].min() / 2)
-    times: FloatArray = fitted * _near(known[:, :2], off, at)
-    return times[into - 1, out - 1]
+
+    def fitted(places: FloatArray) -> FloatArray:
+        found: FloatArray = np.maximum(terms(places) @ factors, known[:, 2].min() / 2)
+        return found
+
+    times = fitted(at) * _near(known[:, :2], known[:, 2] / fitted(known[:, :2]), at)
+    return np.asarray(times[into - 1, out - 1])
 
 
 def _near(places: FloatArray, values: FloatArray, at: FloatArray) -> FloatArray:

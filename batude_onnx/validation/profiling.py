@@ -35,26 +35,32 @@ class Kernel:
 
 def profile(model: onnx_ir.Model, feeds: Feeds, provider: str, threads: int | None, seconds: float) -> tuple[Kernel, ...]:
     """The kernels of `model` in the order in which they run, from as many runs on `feeds` as fit into `seconds`."""
-    return profiled(model, feeds, provider, threads, seconds)[0]
+    return _recorded(model, feeds, provider, threads, seconds)[0]
 
 
 def profiled(
-    model: onnx_ir.Model, feeds: Feeds, provider: str, threads: int | None, seconds: float, alone: float = 0.0
+    model: onnx_ir.Model, feeds: Feeds, provider: str, threads: int | None, seconds: float, alone: float
 ) -> tuple[tuple[Kernel, ...], float]:
     """The same, and the shortest time in ms of a run with nothing recorded, of as many as fit into `alone` seconds."""
+    kernels, session = _recorded(model, feeds, provider, threads, seconds)
+    # The session goes on without recording: what it laid out in memory is the same for both.
+    return kernels, min(run_times(session, feeds, alone))
+
+
+def _recorded(
+    model: onnx_ir.Model, feeds: Feeds, provider: str, threads: int | None, seconds: float
+) -> tuple[tuple[Kernel, ...], Session]:
     with TemporaryDirectory(prefix="batude-onnx-") as folder:
         options = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "profile")}
         session = open_graph(model, provider, threads, extras=options)
         run_times(session, feeds, seconds, MOST)
         events = json.loads(session.end_profiling().read_text())
-    # The session goes on without recording: what it laid out in memory is the same for both.
-    run = min(run_times(session, feeds, alone))
     shortest: dict[tuple[str, str], float] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
             key = event["name"].removesuffix(_SUFFIX), event["args"].get("op_name", "")
             shortest[key] = min(shortest.get(key, float("inf")), event["dur"] / 1e3)
-    return tuple(Kernel(name, op, ms) for (name, op), ms in shortest.items()), run
+    return tuple(Kernel(name, op, ms) for (name, op), ms in shortest.items()), session
 
 
 def run_times(session: Session, feeds: Feeds, seconds: float, most: float = inf) -> list[float]:
