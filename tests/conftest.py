@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Tensors of tests gain nothing by a second thread, and where another process keeps its core busy the first waits for it: up to
+# fifty times as long. Read as torch is loaded, here and in what tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import onnx

@@ -191,7 +191,8 @@ def test_weights_in_another_file(trained: Path, cifar_slice: Path, tmp_path: Pat
 def test_the_same_seed_gives_the_same_file(trained: Path, cifar_slice: Path, tmp_path: Path, epochs: float) -> None:
     files = []
     for seed in (3, 3, 4):
-        settings = settings_for(trained, tmp_path, "2x", cifar_slice, epochs=epochs, seed=seed)
+        # With multiples of our own, no plan gives way to another for what the clock says of two that are as fast.
+        settings = settings_for(trained, tmp_path, "2x", cifar_slice, epochs=epochs, seed=seed, rank_multiple=4)
         compress(settings)
         files.append(settings.output.read_bytes())
     assert files[0] == files[1]

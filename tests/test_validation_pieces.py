@@ -67,7 +67,7 @@ def test_a_weight_goes_with_the_node_that_reads_it(place: str) -> None:
     assert [value.name for value in piece.taken] == ["x"]
 
 
-@tried(15)
+@tried(40)
 @given(networks())
 def test_random_networks(network: Network) -> None:
     with pytest.MonkeyPatch.context() as patch:
