@@ -45,14 +45,17 @@ def terms_of(
     return Terms(budget, cost, times, itemsize, alignment(settings, metrics))
 
 
-def no_slower(settings: Settings, model: ir.Model, seen: Survey, sample: Feeds, terms: Terms, watch: Watch) -> Terms:
-    """`terms` and one more: that a run takes no longer than the original's."""
+def timed_terms(settings: Settings, model: ir.Model, seen: Survey, sample: Feeds, terms: Terms, watch: Watch) -> Terms:
+    """`terms` with the time of every layer, and ranks that suit a limit of it; the budget is as before."""
     cost, times = _timed(settings, model, seen, sample, terms.whole, watch)
-    assert cost.latency is not None
-    limit = Limit("latency", cost.latency, "latency=1x", 1.0)
-    metrics = (*terms.metrics, "latency")
-    budget = Budget((*terms.budget.limits, limit))
-    return replace(terms, budget=budget, whole=cost, times=times, alignment=alignment(settings, metrics))
+    return replace(terms, whole=cost, times=times, alignment=alignment(settings, (*terms.metrics, "latency")))
+
+
+def as_fast(terms: Terms, ratio: float) -> Terms:
+    """Timed `terms` and one limit more: that a run is `ratio` times as fast as the original's."""
+    assert terms.whole.latency is not None
+    limit = Limit("latency", terms.whole.latency / ratio, f"latency={ratio:.2f}x", ratio)
+    return replace(terms, budget=Budget((*terms.budget.limits, limit)))
 
 
 def alignment(settings: Settings, metrics: Sequence[str]) -> Alignment:

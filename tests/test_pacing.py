@@ -191,6 +191,7 @@ def test_a_plan_says_what_each_layer_takes(tmp_path: Path) -> None:
 def test_a_network_that_would_be_slower_gets_other_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though nobody asked for speed; the budget holds as before."""
     monkeypatch.setattr(pacing, "SLOWER", 0.01)
+    monkeypatch.setattr(pacing, "BEHIND", 0.0)
     said = Said()
     verdict = run(tmp_path, "macs=1.5x", said)
     check(verdict, Settings(MODEL, tmp_path / "out.onnx", "macs=1.5x"))
@@ -206,6 +207,7 @@ def test_a_network_that_would_be_slower_gets_other_ranks(tmp_path: Path, monkeyp
 def test_ranks_that_are_faster_and_lose_much_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = run(tmp_path, "macs=1.5x", rank_multiple=1).ranks
     monkeypatch.setattr(pacing, "SLOWER", 0.01)
+    monkeypatch.setattr(pacing, "BEHIND", 0.0)
     monkeypatch.setattr(pacing, "WORTH", 0.0)
     said = Said()
     run(tmp_path, "macs=1.5x", said)
@@ -216,19 +218,44 @@ def test_ranks_that_are_faster_and_lose_much_are_not_taken(tmp_path: Path, monke
     assert not any("get slower" in line for line in asked.lines)
 
 
-def test_speed_that_is_far_behind_the_cut_in_macs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def glance(ratio: float, budget: str) -> list[str]:
-        monkeypatch.setattr(pacing, "_timed", lambda *_: {"ratio": ratio, "min_a_ms": 1.0})
-        said = Said()
-        run(tmp_path, budget, said)
-        return [line for line in said.lines if "limit time as well" in line]
+@pytest.mark.parametrize("ratio", [1.35, 1.2], ids=["at a price", "taken"])
+def test_speed_that_is_far_behind_the_cut_in_macs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
+    """Ranks that are nearer to it are taken where they lose little more, and named where not."""
+    seen: list[float] = []
 
-    (line,) = glance(1.2, "macs=1.5x")
-    assert "1.50x fewer MACs will run 1.20x as fast" in line or "1.51x fewer MACs will run 1.20x as fast" in line
-    assert "--budget macs=1.5x,latency=1.35x" in line or "--budget macs=1.5x,latency=1.36x" in line
-    assert glance(1.4, "macs=1.5x") == []
-    # Parameters promise no speed.
-    assert glance(1.2, "2x") == []
+    def glance(*_: object) -> dict[str, float]:
+        seen.append(ratio if not seen else 2.0)
+        return {"ratio": seen[-1], "min_a_ms": 1.0, "min_b_ms": 0.5}
+
+    monkeypatch.setattr(pacing, "_timed", glance)
+    usual = run(tmp_path, "macs=1.6x", rank_multiple=1).ranks
+    assert not seen
+    said = Said()
+    monkeypatch.setattr(pacing, "_goals", lambda *_: [(1.1, 100.0 if ratio < 1.3 else 0.0)])
+    verdict = run(tmp_path, "macs=1.6x", said)
+    check(verdict, Settings(MODEL, tmp_path / "out.onnx", "macs=1.6x"))
+    assert verdict.budget.text == "macs=1.6x"
+    (line,) = [line for line in said.lines if "its layers are timed" in line]
+    assert line.endswith("to spare those that would gain little")
+    assert f"{ratio:.2f}x as fast as the original for 1.6" in line
+    named = [line for line in said.lines if "--budget macs=1.6x,latency=1.10x" in line]
+    assert len(named) == (ratio > 1.3)
+    assert verdict.ranks != usual
+
+
+def test_how_fast_a_plan_should_be(tmp_path: Path) -> None:
+    def goals(budget: str, ratio: float, cut: float) -> list[tuple[float, float]]:
+        case = open_case(Settings(MODEL, tmp_path / "out.onnx", budget, threads=1), Watch(), ())
+        return pacing._goals(case, ratio, cut)
+
+    assert goals("macs=2x", 1.85, 2.0) == []
+    (goal,) = goals("macs=2x", 1.6, 2.0)
+    assert goal == pytest.approx((1.9, (1.9 / 1.6) ** 2))
+    # Parameters promise no speed, but a smaller network should not be slower.
+    assert goals("2x", 1.0, 2.0) == []
+    assert goals("2x", 0.9, 2.0) == [(1.0, pacing.WORTH)]
+    assert [goal for goal, _ in goals("macs=2x", 0.9, 2.0)] == [pytest.approx(1.9), 1.0]
+    assert [goal for goal, _ in goals("macs=1.02x", 0.9, 1.02)] == [1.0]
 
 
 def test_a_budget_that_only_slower_ranks_can_meet_is_met_and_that_is_said(

@@ -44,7 +44,12 @@ def times(model: ir.Model, sites: list[Site], block: int) -> SpeedModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(observing, "SECONDS", 0.25)
         patch.setattr(observing, "PLAIN_SECONDS", 0.2)
-        return measure(model, sites, X, block, "cpu", 1, lambda done, total: None)
+        for _ in range(3):
+            found = measure(model, sites, X, block, "cpu", 1, lambda done, total: None)
+            if found.steady:
+                break
+        # Of a machine that stays busy the tests see what a user of it gets.
+        return found
 
 
 def test_the_block_is_one_that_processors_have(block: int) -> None:
