@@ -109,11 +109,11 @@ def _no_slower(case: Case, planned: Planned, watch: Watch) -> Planned:
 def _goals(case: Case, ratio: float, cut: float) -> list[tuple[float, float]]:
     """How many times as fast as the original a plan should be that is now `ratio` times as fast, and how many times more it may
     lose for that; what is wanted most comes first."""
-    goals = []
-    if "macs" in case.terms.metrics and ratio < BEHIND * cut and NEAR * cut > 1:
+    goals, near = [], NEAR * cut
+    if "macs" in case.terms.metrics and ratio < BEHIND * cut and near > 1:
         # As much as cutting MACs further would cost at least: of trained networks the loss grows with the cut to the power of 2.5
         # or more (`batude-onnx plan models/resnet20-cifar10.onnx --sweep`).
-        goals.append((NEAR * cut, (NEAR * cut / ratio) ** 2))
+        goals.append((near, (near / ratio) ** 2))
     if ratio * SLOWER < 1:
         goals.append((1.0, WORTH))
     return goals
