@@ -34,8 +34,9 @@ SECONDS, LONG_SECONDS, TRIES = 3.0, 8.0, 8
 # Where time is not limited: how long a plan is looked at, the share of the original's time from which it counts as slower, the
 # time in ms below which a run is spent on calls and not on layers, and how much more may be lost by one that is not slower.
 GLANCE, SLOWER, SHORT, WORTH = 1.0, 1.03, 0.1, 1.5
-# The share of a cut in MACs below which the speed is behind it, and that which it should then reach.
-BEHIND, NEAR = 0.9, 0.95
+# The share of a cut in MACs below which the speed is behind it, and that which it should then reach; the spread of times from
+# which they tell nothing.
+BEHIND, NEAR, UNSTEADY = 0.9, 0.95, 0.25
 
 Latency = Mapping[str, float | int | str]
 
@@ -81,6 +82,10 @@ def _no_slower(case: Case, planned: Planned, watch: Watch) -> Planned:
     ratio, cut = float(found["ratio"]), case.terms.whole.macs / max(1, planned.plan.cost.macs)
     goals = _goals(case, ratio, cut)
     if float(found["min_a_ms"]) < SHORT or not goals:
+        return planned
+    if float(found["spread"]) > UNSTEADY:
+        spread = f"times on this machine spread by {100 * float(found['spread']):.0f} %"
+        watch.say(f"whether these ranks make it slow is not told: {spread}")
         return planned
     limited, fault = "macs" in case.terms.metrics, "get slower" if goals[0][0] == 1 else "gain little"
     slow = f"{ratio:.2f}x as fast as the original" + (f" for {cut:.2f}x fewer MACs" if limited else "")

@@ -33,6 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setattr(timing, "PLAIN_SECONDS", 0.1)
     monkeypatch.setattr(pacing, "SECONDS", 0.5)
     monkeypatch.setattr(pacing, "LONG_SECONDS", 1.0)
+    monkeypatch.setattr(pacing, "UNSTEADY", 100.0)
     monkeypatch.setenv(cache.FOLDER, str(tmp_path_factory.getbasetemp() / "times"))
 
 
@@ -225,7 +226,7 @@ def test_speed_that_is_far_behind_the_cut_in_macs(tmp_path: Path, monkeypatch: p
 
     def glance(*_: object) -> dict[str, float]:
         seen.append(ratio if not seen else 2.0)
-        return {"ratio": seen[-1], "min_a_ms": 1.0, "min_b_ms": 0.5}
+        return {"ratio": seen[-1], "min_a_ms": 1.0, "min_b_ms": 0.5, "spread": 0.05}
 
     monkeypatch.setattr(pacing, "_timed", glance)
     run(tmp_path, "macs=1.6x", rank_multiple=1)
@@ -244,6 +245,17 @@ def test_speed_that_is_far_behind_the_cut_in_macs(tmp_path: Path, monkeypatch: p
     named = [line for line in said.lines if "--budget macs=1.6x,latency=1.10x" in line]
     assert len(named) == (ratio > 1.3)
     assert (verdict.ranks == usual) == (ratio > 1.3)
+
+
+def test_a_machine_that_is_too_busy_to_tell_changes_no_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "_goals", lambda *_: [])
+    usual = run(tmp_path, "macs=1.6x").ranks
+    monkeypatch.setattr(pacing, "_goals", lambda *_: [(1.1, 100.0)])
+    monkeypatch.setattr(pacing, "UNSTEADY", -1.0)
+    said = Said()
+    assert run(tmp_path, "macs=1.6x", said).ranks == usual
+    assert any(line.startswith("whether these ranks make it slow is not told: times") for line in said.lines)
+    assert not any("its layers are timed" in line for line in said.lines)
 
 
 def test_how_fast_a_plan_should_be(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ LARGEST_MESSAGE = 1_900_000_000
 SMALL_BYTES = 10_000
 # Where the external data of a model given as bytes lies; weights read as they are stored, not packed for the kernels.
 FOLDER, UNPACKED = "session.model_external_initializers_file_folder_path", "session.disable_prepacking"
+# The threads of a session wait for its next run in a busy loop, and so hold cores while another session runs: two that took turns
+# on two cores took up to twice as long as each alone. During a run they may; at its end they stop.
+AT_REST = {"session.force_spinning_stop": "1"}
 
 
 class Session:
@@ -126,7 +129,7 @@ def _open(
         options.enable_cpu_mem_arena = False
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         entries = {**entries, UNPACKED: "1"}
-    for name, value in entries.items():
+    for name, value in {**AT_REST, **entries}.items():
         options.add_session_config_entry(name, value)
     source = model if isinstance(model, bytes) else str(model)
     chain = [wanted] if wanted == PROVIDERS["cpu"] else [wanted, PROVIDERS["cpu"]]

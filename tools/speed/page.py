@@ -15,7 +15,7 @@ HEAD = """# Speed
 
 Rendered from `results/speed/` and `results/solver/` by `make bench`; no figure is typed by hand. All times are of onnxruntime
 on the CPU, batch 1, of two files that run in turns: *as fast* is the ratio of the shortest times, *spread* the interquartile
-range of the ratios of single turns (two runs of each; rows of the AMD EPYC with AVX-512: one run of each) over their median."""
+range of the ratios of single turns (two runs of each) over their median."""
 
 BUDGETS = """## Budgets, and the speed that they give
 
