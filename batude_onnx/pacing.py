@@ -14,7 +14,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from batude_onnx import speed
-from batude_onnx.budget import amount
+from batude_onnx.budget import Terms, amount, nearest, smallest_of
 from batude_onnx.errors import BudgetError, TooSlowError
 from batude_onnx.loading import file_bytes
 from batude_onnx.opening import Case
@@ -23,14 +23,19 @@ from batude_onnx.proving import Feeds
 from batude_onnx.records import Limit
 from batude_onnx.settings import Watch
 from batude_onnx.training.planning import Planned
+from batude_onnx.training.recipe import RECIPES
 from batude_onnx.validation import Session, compare_latency, open_graph
 
 MEASURED = {"size", "latency"}
 ROUNDS = 6
 STEP = 1e-6
+# How far above a limit the smallest ranks may be predicted for it to be tried all the same: predictions are off by so much.
+REACH = 1.1
 # What a plan keeps below a limit of time, so that the finished file holds it in spite of what measurements spread.
 MARGIN = 0.02
 SECONDS, LONG_SECONDS, TRIES = 3.0, 8.0, 8
+# Tries of SECONDS each before a limit of time is called out of reach.
+LAST_TRIES = 4
 # Where time is not limited: how long a plan is looked at, the share of the original's time from which it counts as slower, the
 # time in ms below which a run is spent on calls and not on layers, and how much more may be lost by one that is not slower.
 GLANCE, SLOWER, SHORT, WORTH = 1.0, 1.03, 0.1, 1.5
@@ -39,6 +44,19 @@ GLANCE, SLOWER, SHORT, WORTH = 1.0, 1.03, 0.1, 1.5
 BEHIND, NEAR, UNSTEADY = 0.9, 0.95, 0.25
 
 Latency = Mapping[str, float | int | str]
+
+
+def within_reach(case: Case) -> Terms:
+    """The terms of `case`, for a first plan: a limit of time that the smallest ranks are predicted to miss by little allows for
+    them, as only a measurement tells whether they do."""
+    terms = case.terms
+    smallest = dict(
+        zip(terms.metrics, smallest_of(case.seen.compressible, terms, RECIPES[case.settings.recipe].ways), strict=True)
+    )
+    for limit in terms.budget.limits:
+        if limit.metric == "latency" and limit.limit < smallest["latency"] <= REACH * limit.limit:
+            return terms.tightened({"latency": float(smallest["latency"]) * (1 + STEP)})
+    return terms
 
 
 def paced(case: Case, planned: Planned, watch: Watch) -> Planned:
@@ -62,10 +80,36 @@ def _limited(case: Case, planned: Planned, watch: Watch) -> Planned:
         if all(share <= 1 for share in over.values()):
             return planned
         tight.update({metric: _tighter(planned, metric, tight[metric], share) for metric, share in over.items() if share > 1})
-        planned = planned.under(case.terms.tightened(tight))
+        try:
+            planned = planned.under(case.terms.tightened(tight))
+        except BudgetError:
+            if over.get("latency", 0.0) <= 1:
+                raise
+            return _smallest(case, planned, tight, watch)
     if not measured:
         return planned
     raise BudgetError(f"budget {case.budget.text!r} was not met in {ROUNDS} rounds of measuring: give a looser one")
+
+
+def _smallest(case: Case, planned: Planned, tight: Mapping[str, float], watch: Watch) -> Planned:
+    """The ranks that are predicted to take the least time, where they keep the limit though they are predicted not to.
+
+    Raises BudgetError where they do not, with the smallest limit that was measured to hold.
+    """
+    ways, metrics = planned.recipe.ways, case.terms.metrics
+    least = smallest_of(planned.sites, case.terms, ways)[metrics.index("latency")]
+    planned = planned.under(case.terms.tightened({**tight, "latency": float(least) * (1 + STEP)}))
+    limit, shapes = _of_time(case), _shapes(case, planned)
+    found: Latency = {}
+    for _ in range(LAST_TRIES):
+        found = _together(found, _timed(case, shapes, SECONDS))
+        if _taken(limit, found) <= 1:
+            return planned
+    taken, whole = float(found["min_b_ms"]), replace(case.terms.whole, latency=float(found["min_a_ms"]))
+    raise BudgetError(
+        f"budget {limit.text!r}: the smallest ranks in every layer take {amount(taken, 'latency')}, {float(found['ratio']):.2f}x "
+        f"as fast as the original: the smallest budget that can be met is {nearest(limit, taken, whole)}"
+    )
 
 
 def _comparable(case: Case, planned: Planned) -> bool:
@@ -172,7 +216,7 @@ def _taken(limit: Limit, found: Latency) -> float:
 def held(case: Case, session: Session) -> Latency:
     """How fast the finished file is, measured at length: the minima of all tries count. Raises TooSlowError where it is not fast
     enough."""
-    limit = next(limit for limit in case.budget.limits if limit.metric == "latency")
+    limit = _of_time(case)
     found: Latency = {}
     for _ in range(TRIES):
         found = _together(found, compare_latency(case.original, session, _sample(case), runs=2000, seconds=LONG_SECONDS))
@@ -184,6 +228,10 @@ def held(case: Case, session: Session) -> Latency:
         f"original ({spread}), the budget {limit.text!r} allows {amount(limit.limit, 'latency')}; nothing was written",
         _taken(limit, found),
     )
+
+
+def _of_time(case: Case) -> Limit:
+    return next(limit for limit in case.budget.limits if limit.metric == "latency")
 
 
 def _together(before: Latency, now: Latency) -> Latency:

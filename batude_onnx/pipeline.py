@@ -219,7 +219,7 @@ def _open(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case:
     """What a run needs, and a budget that some ranks of some methods of its recipe meet."""
     case = open_case(settings, watch, written)
     try:
-        require_feasible(case.seen.compressible, case.terms, RECIPES[settings.recipe].ways)
+        require_feasible(case.seen.compressible, pacing.within_reach(case), RECIPES[settings.recipe].ways)
     except BudgetError as error:
         left = [site for site in case.seen.sites if site.method is None]
         if not left:

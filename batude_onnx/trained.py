@@ -67,8 +67,6 @@ def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, st
         return None, reason
     settings, recipe = case.settings, RECIPES[case.settings.recipe]
     torch.manual_seed(settings.seed)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     net, graph, fixed = _opened(case, net.to(settings.device))
     teacher = import_graph(graph, cut=True).to(settings.device)
     teacher.requires_grad_(False)
@@ -90,7 +88,7 @@ def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, st
         return sensitivity.measure(net, some, losses, case.terms, tried, metrics, recipe.objective, counted)
 
     weights = compressing.current_weights(net, sites)
-    planned = planning.plan_layers(sites, weights, case.terms, recipe, metrics, measure)
+    planned = planning.plan_layers(sites, weights, pacing.within_reach(case), recipe, metrics, measure)
     return Prepared(net, teacher, batches, calibration, moments, metrics, pacing.paced(case, planned, watch)), ""
 
 

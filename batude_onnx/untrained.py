@@ -64,7 +64,7 @@ def plan_by_weights(case: Case, watch: Watch) -> Planned:
     """Ranks by the weights alone."""
     weights = stored(case, case.seen.compressible)
     recipe = replace(RECIPES[case.settings.recipe], measures=False)
-    planned = planning.plan_layers(case.seen.compressible, weights, case.terms, recipe, {}, planning.unmeasured)
+    planned = planning.plan_layers(case.seen.compressible, weights, pacing.within_reach(case), recipe, {}, planning.unmeasured)
     return pacing.paced(case, planned, watch)
 
 
@@ -112,7 +112,7 @@ def plan_by_samples(case: Case, watch: Watch) -> Sampled:
         counted, fits = partial(watch.count, "measuring layers"), _fits(some, sums, weights, metrics)
         return calibration.measure(case.model, some, losses, case.terms, tried, fits, recipe.objective, counted, *where)
 
-    planned = planning.plan_layers(sites, weights, case.terms, recipe, metrics, measure)
+    planned = planning.plan_layers(sites, weights, pacing.within_reach(case), recipe, metrics, measure)
     return Sampled(pacing.paced(case, planned, watch), sums, metrics, biases)
 
 

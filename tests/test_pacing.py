@@ -11,6 +11,7 @@ import pytest
 from onnx import helper
 
 from batude_onnx import pacing
+from batude_onnx.budget import smallest_of
 from batude_onnx.errors import BudgetError, BudgetMissedError, TooSlowError
 from batude_onnx.opening import Case, open_case
 from batude_onnx.pipeline import compress, plan
@@ -19,6 +20,7 @@ from batude_onnx.settings import Settings, Source, Watch
 from batude_onnx.speed import cache
 from batude_onnx.speed import observing as timing
 from batude_onnx.training.planning import Planned
+from batude_onnx.training.recipe import RECIPES
 from batude_onnx.validation import Session
 from tests.layer_models import one_node, values
 from tests.pipelines import Listener, check, saved
@@ -61,8 +63,34 @@ def test_a_latency_budget_holds_by_measurement(tmp_path: Path) -> None:
 
 
 def test_a_latency_faster_than_what_cannot_be_touched_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"the smallest budget that can be met is latency=0\.\d+ms"):
+    with pytest.raises(BudgetError, match=r"the smallest budget that can be met is latency=\d\.\d\dx"):
         run(tmp_path, "latency=50x")
+    with pytest.raises(BudgetError, match=r"the smallest budget that can be met is latency=0\.\d+ms"):
+        run(tmp_path, "latency=0.001ms")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def least_time(folder: Path) -> tuple[float, float]:
+    """What the smallest ranks in every layer are predicted to take, and the original, in ms."""
+    case = open_case(Settings(MODEL, folder / "out.onnx", "latency=1.1x", threads=1), Watch(), ())
+    (smallest,) = smallest_of(case.seen.compressible, case.terms, RECIPES["default"].ways)
+    return float(smallest), float(case.terms.whole.of("latency"))
+
+
+@pytest.mark.parametrize("taken", [0.9, 1.01], ids=["in time", "too slow"])
+def test_a_limit_that_is_nearly_out_of_reach_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: float) -> None:
+    """Predictions are off by some percent: what the smallest ranks take is measured before they are called too slow."""
+    smallest, whole = least_time(tmp_path)
+    budget = f"latency={1.04 * whole / smallest:.3f}x"
+    monkeypatch.setattr(pacing, "_over", lambda *_: 1.03)
+    monkeypatch.setattr(pacing, "_taken", lambda *_: taken)
+    if taken < 1:
+        verdict = run(tmp_path, budget)
+        assert verdict.budget.limits[0].limit < smallest
+        return
+    monkeypatch.setattr(pacing, "LAST_TRIES", 1)
+    with pytest.raises(BudgetError, match=r"the smallest ranks in every layer take 0\.\d+ ms, .* met is latency=\d\.\d\dx"):
+        run(tmp_path, budget)
     assert not (tmp_path / "out.onnx").exists()
 
 

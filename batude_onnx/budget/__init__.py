@@ -4,7 +4,7 @@ from batude_onnx.budget.allocation import Allocation, allocate
 from batude_onnx.budget.frontier import Frontier, frontier
 from batude_onnx.budget.greedy import Gains, solve_greedy
 from batude_onnx.budget.solving import Losses, solve
-from batude_onnx.budget.terms import Choice, Mask, Terms, amount, least, plan_of, require_feasible, smallest_of
+from batude_onnx.budget.terms import Choice, Mask, Terms, amount, least, nearest, plan_of, require_feasible, smallest_of
 from batude_onnx.budget.text import METRICS, budget_metrics, parse_budget
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "budget_metrics",
     "frontier",
     "least",
+    "nearest",
     "parse_budget",
     "plan_of",
     "require_feasible",

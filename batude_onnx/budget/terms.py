@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from batude_onnx.decomposition import dense_cost, max_ranks, method_of
 from batude_onnx.errors import BudgetError
-from batude_onnx.records import Alignment, Budget, Cost, FloatArray, Prices, RankPlan, Site
+from batude_onnx.records import Alignment, Budget, Cost, FloatArray, Limit, Prices, RankPlan, Site
 
 Choice = tuple[int, ...] | None  # ranks, or None: the layer stays whole
 Mask = npt.NDArray[np.bool_]
@@ -198,9 +198,10 @@ def require_feasible(sites: Sequence[Site], terms: Terms, ways: Ways = as_it_is)
             if terms.choices or terms.least:
                 what += " that is not told otherwise (by a plan, or for itself)"
             take = "are predicted to take" if limit.metric == "latency" else "already take"
+            near = nearest(limit, smallest, terms.whole)
             raise BudgetError(
                 f"budget {limit.text!r} allows {amount(limit.limit, limit.metric)}, but {what} {take} "
-                f"{amount(smallest, limit.metric)}: the smallest budget that can be met is {written(smallest, limit.metric)}"
+                f"{amount(smallest, limit.metric)}: the smallest budget that can be met is {near}"
             )
 
 
@@ -211,12 +212,20 @@ def amount(value: float, metric: str) -> str:
     return f"{value:,.0f} {'bytes' if metric == 'size' else metric}"
 
 
-def written(value: float, metric: str) -> str:
-    """A limit as people write it on the command line, rounded up."""
-    if metric == "latency":
-        return f"latency={np.ceil(value * 1000) / 1000:.3f}ms"
-    text = f"{np.ceil(value):.0f}"
-    return text if metric == "params" else f"{metric}={text}{'B' if metric == 'size' else ''}"
+def nearest(limit: Limit, smallest: float, whole: Cost) -> str:
+    """The limit that `smallest` just meets, as people write it on the command line.
+
+    A time is told as they told theirs: one machine takes other times on other days, and they keep their ratio.
+    """
+    if limit.metric == "latency":
+        ratio = np.floor(100 * float(whole.of("latency")) / smallest) / 100
+        return (
+            f"latency={ratio:.2f}x"
+            if limit.ratio is not None and ratio > 1
+            else f"latency={np.ceil(smallest * 1000) / 1000:.3f}ms"
+        )
+    text = f"{np.ceil(smallest):.0f}"
+    return text if limit.metric == "params" else f"{limit.metric}={text}{'B' if limit.metric == 'size' else ''}"
 
 
 def plan_of(sites: Sequence[Site], choices: Mapping[str, Choice], terms: Terms) -> RankPlan:
