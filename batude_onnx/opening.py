@@ -68,8 +68,6 @@ def open_case(settings: Settings, watch: Watch, written: Sequence[Path]) -> Case
     for path in written:
         check_writable(path, settings.model, *data)
     _require_device(settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     model = load_model(settings.model)
     plan = None if settings.plan is None else read_plan(settings.plan)
     if plan is not None and not settings.budget:

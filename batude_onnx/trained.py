@@ -67,6 +67,8 @@ def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, st
         return None, reason
     settings, recipe = case.settings, RECIPES[case.settings.recipe]
     torch.manual_seed(settings.seed)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     net, graph, fixed = _opened(case, net.to(settings.device))
     teacher = import_graph(graph, cut=True).to(settings.device)
     teacher.requires_grad_(False)

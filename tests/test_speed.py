@@ -115,7 +115,27 @@ def test_a_network_that_was_disturbed_is_looked_at_again(model: ir.Model, monkey
     seen = observing.observe(model, [{}] * 5, X, "cpu", 1, lambda done, total: None)
     assert len(looks) == 7 + 2
     assert all(one.run == 0.27 and one.total == pytest.approx(0.3) for one in seen)
-    assert observing.added(seen) == pytest.approx(-0.015)
+    share, node = observing.beyond(seen)
+    assert share * 0.3 + node * 2 == pytest.approx(0.27)
+
+
+def test_what_a_run_takes_beyond_its_kernels() -> None:
+    """A share of them and so much for each, whatever disturbs one of the networks."""
+    rng = np.random.default_rng(0)
+    sizes = [(int(count), float(total)) for count, total in zip(rng.integers(20, 60, 9), rng.uniform(5, 50, 9), strict=True)]
+
+    def seen(slower: float) -> list[observing.Seen]:
+        runs = [1.03 * total - 0.02 * count for count, total in sizes]
+        runs[4] *= slower
+        return [
+            observing.Seen(tuple(Kernel(str(number), "Conv", total / count) for number in range(count)), run)
+            for (count, total), run in zip(sizes, runs, strict=True)
+        ]
+
+    assert observing.beyond(seen(1.0)) == pytest.approx((1.03, -0.02), rel=1e-3)
+    assert observing.beyond(seen(1.5)) == pytest.approx((1.03, -0.02), rel=0.02)
+    assert observing.disturbed(seen(1.0)) == []
+    assert observing.disturbed(seen(1.5)) == [4]
 
 
 def test_between_two_ranks_the_time_of_an_outer_link_is_linear_and_beyond_them_in_proportion() -> None:

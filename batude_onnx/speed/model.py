@@ -23,7 +23,7 @@ import onnx_ir as ir
 from batude_onnx.decomposition import alternatives, max_ranks, method_of
 from batude_onnx.records import FloatArray, Geometry, Prices, Site, left_over
 from batude_onnx.speed.attribution import attribute
-from batude_onnx.speed.observing import Chosen, added, observe
+from batude_onnx.speed.observing import Chosen, beyond, observe
 from batude_onnx.speed.skeleton import Ranks, skeleton
 from batude_onnx.validation import Feeds, Kernel
 
@@ -101,7 +101,8 @@ def measure(
         for number in range(max(map(len, tried.values()), default=0))
     ]
     seen = observe(model, variants, feeds, provider, threads, count)
-    first, *others, last = seen
+    share, node = beyond(seen)
+    first, *others, last = (one.longer(share) for one in seen)
     samples: dict[tuple[str, str], list[list[Sample]]] = {}
     for chosen, one in zip(variants, others, strict=True):
         outlines = {key: method_of(way).outline(way.shape, way.geometry, ranks) for key, (way, ranks) in chosen.items()}
@@ -118,8 +119,8 @@ def measure(
     untouched = first.least(last)
     times = _attributed(model, untouched.kernels, dict.fromkeys(sites, 1))
     whole = {key: links[0] for key, links in times.items() if links[0] is not None}
-    node, drift = added(seen), abs(last.total / first.total - 1)
-    fixed = untouched.run - sum(ms + node for ms in whole.values())
+    drift = abs(last.total / first.total - 1)
+    fixed = untouched.total - sum(whole.values()) + node * (len(untouched.kernels) - len(whole))
     return SpeedModel(fixed, node, block, whole, {key: tuple(map(tuple, links)) for key, links in samples.items()}, drift)
 
 

@@ -1,7 +1,8 @@
 """What is seen of a network as it runs: its kernels, recorded, and the whole run, with nothing recorded.
 
-The two are held against each other. What a run takes beyond its kernels is so much for each kernel, the same in all networks of
-one machine; one of which that is not so was disturbed in one or the other, and is looked at again.
+The two are held against each other. What a run takes beyond its kernels is so much for each kernel, and a share of what they
+take (the shortest times of two kernels are of two runs), the same for all networks of one machine; one of which that is not so
+was disturbed in one or the other, and is looked at again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from batude_onnx.validation import Feeds, Kernel, profiled
 SECONDS, PLAIN_SECONDS = 1.0, 0.5
 # How often those that were disturbed are looked at again, and from what share of a run on they were.
 AGAIN, DISTURBED = 2, 0.05
+# Of a line through what was seen: steps; the error, as a share of a run, below which it is none; how far it may be from a run
+# that takes what its kernels do.
+STEPS, LEAST, WIDEST = 20, 1e-3, 0.1
 
 Chosen = Mapping[str, tuple[Site, Ranks]]
 
@@ -36,10 +40,9 @@ class Seen:
         """Of the kernels, in ms."""
         return sum(kernel.ms for kernel in self.kernels)
 
-    @property
-    def beyond(self) -> float:
-        """What a run takes beyond them, in ms for each; mostly below 0, since the profiler counts its own work."""
-        return (self.run - self.total) / len(self.kernels)
+    def longer(self, share: float) -> Seen:
+        """The same with kernels that take `share` times as long."""
+        return replace(self, kernels=tuple(replace(kernel, ms=share * kernel.ms) for kernel in self.kernels))
 
     def least(self, other: Seen) -> Seen:
         """The shortest times of both."""
@@ -70,12 +73,26 @@ def observe(
     return seen
 
 
-def added(seen: Sequence[Seen]) -> float:
-    """What a kernel adds to a run, in ms: the median, as what else the machine does falls on some of the networks."""
-    return float(np.median([one.beyond for one in seen]))
+def beyond(seen: Sequence[Seen]) -> tuple[float, float]:
+    """How many times what its kernels take a run does, and in ms how much longer for each of them: mostly below 0 where kernels
+    are short, since the profiler counts its own work.
+
+    The sum of the errors, each as a share of its run, is the least that can be, as what else the machine does falls on some
+    networks only: by least squares, time and again, with weights that come down where the error is large.
+    """
+    total, kernels, run = np.array([(one.total, len(one.kernels), one.run) for one in seen], dtype=np.float64).T
+    known, wanted = np.stack([total, kernels], axis=1) / run[:, None], 1 - total / run
+    found, weights = np.zeros(2), np.ones(len(run))
+    for _ in range(STEPS):
+        found = np.linalg.lstsq(known * weights[:, None], wanted * weights, rcond=None)[0]
+        weights = np.abs(known @ found - wanted).clip(LEAST) ** -0.5
+    # A network that was disturbed while it was recorded may bend the line, but no further than it may be right.
+    share = 1 + float(found[0].clip(-WIDEST, WIDEST))
+    return share, float(np.median((run - share * total) / kernels))
 
 
 def disturbed(seen: Sequence[Seen]) -> list[int]:
     """The places of those of which a run does not take what their kernels take and add."""
-    node = added(seen)
-    return [place for place, one in enumerate(seen) if abs(one.beyond - node) * len(one.kernels) > DISTURBED * one.run]
+    share, node = beyond(seen)
+    errors = (share * one.total + node * len(one.kernels) - one.run for one in seen)
+    return [place for place, (error, one) in enumerate(zip(errors, seen, strict=True)) if abs(error) > DISTURBED * one.run]
