@@ -139,6 +139,8 @@ GROUPS = (
     Group("Part of the epochs that goes to BC-ADL, at 6.8x", ("default", *SHARES), 5.0, budget="6.8x"),
     Group("Distillation of what the layers receive: weight", ("default", *FEATURES), 2.0),
     Group("Score of a rank, after training", ("score-raw", "score-both-sides", "default"), 2.0),
+    Group("Score of a rank, at 6.8x", ("score-normalised", "score-both-sides", "default"), 5.0, budget="6.8x"),
+    Group("Methods that factor a layer, at 6.8x", (ONE_METHOD, "default"), 5.0, budget="6.8x"),
     Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("default", *TURNS, *SGD), 2.0),
     Group("Orthogonal steps, at 6.8x", ("default", *TURNS), 5.0, budget="6.8x"),
     Group("Rates of a baseline, which starts from plain factors", ("std-tucker", *FAR), 2.0, (0,)),
