@@ -104,6 +104,7 @@ def _smallest(case: Case, planned: Planned, tight: Mapping[str, float], watch: W
     for _ in range(LAST_TRIES):
         found = _together(found, _timed(case, shapes, SECONDS))
         if _taken(limit, found) <= 1:
+            watch.say(f"the smallest ranks in every layer, predicted to be too slow, are {float(found['ratio']):.2f}x as fast")
             return planned
     taken, whole = float(found["min_b_ms"]), replace(case.terms.whole, latency=float(found["min_a_ms"]))
     raise BudgetError(

@@ -85,8 +85,10 @@ def test_a_limit_that_is_nearly_out_of_reach_is_tried(tmp_path: Path, monkeypatc
     monkeypatch.setattr(pacing, "_over", lambda *_: 1.03)
     monkeypatch.setattr(pacing, "_taken", lambda *_: taken)
     if taken < 1:
-        verdict = run(tmp_path, budget)
+        said = Said()
+        verdict = run(tmp_path, budget, said)
         assert verdict.budget.limits[0].limit < smallest
+        assert any("predicted to be too slow" in line for line in said.lines)
         return
     monkeypatch.setattr(pacing, "LAST_TRIES", 1)
     with pytest.raises(BudgetError, match=r"the smallest ranks in every layer take 0\.\d+ ms, .* met is latency=\d\.\d\dx"):
