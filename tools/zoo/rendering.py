@@ -20,6 +20,7 @@ full rank makes; *parity*: that between the written file and the graph with the 
 original's latency over the new one's, one sample; *s*, *MB*: what the whole run took, and its peak memory. Inputs are made up
 by the tool; sizes that a file leaves open are those in use where `tools/zoo/models.py` names them, and the tool's own choice
 where it does not. No row says anything of accuracy: nothing was trained and no data were used.
+Speeds are of two threads, measured when the idle threads of one session still took cores from the other.
 """
 
 
