@@ -8,7 +8,7 @@ promise, if that costs no more than a little.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -20,10 +20,10 @@ from batude_onnx.loading import file_bytes
 from batude_onnx.opening import Case
 from batude_onnx.pricing import as_fast, sample_of, timed_terms
 from batude_onnx.proving import Feeds
-from batude_onnx.records import Limit
+from batude_onnx.records import Limit, Site
 from batude_onnx.settings import Watch
 from batude_onnx.training.planning import Planned
-from batude_onnx.training.recipe import RECIPES
+from batude_onnx.training.recipe import RECIPES, Recipe
 from batude_onnx.validation import Session, compare_latency, open_graph
 
 MEASURED = {"size", "latency"}
@@ -34,6 +34,8 @@ REACH = 1.1
 # What a plan keeps below a limit of time, so that the finished file holds it in spite of what measurements spread.
 MARGIN = 0.02
 SECONDS, LONG_SECONDS, TRIES = 3.0, 8.0, 8
+# Runs of each model in one measurement of SECONDS or less, at most, and in one of LONG_SECONDS.
+RUNS, LONG_RUNS = 1000, 2000
 # Tries of SECONDS each before a limit of time is called out of reach.
 LAST_TRIES = 4
 # Where time is not limited: how long a plan is looked at, the share of the original's time from which it counts as slower, the
@@ -50,13 +52,15 @@ def within_reach(case: Case) -> Terms:
     """The terms of `case`, for a first plan: a limit of time that the smallest ranks are predicted to miss by little allows for
     them, as only a measurement tells whether they do."""
     terms = case.terms
-    smallest = dict(
-        zip(terms.metrics, smallest_of(case.seen.compressible, terms, RECIPES[case.settings.recipe].ways), strict=True)
-    )
-    for limit in terms.budget.limits:
-        if limit.metric == "latency" and limit.limit < smallest["latency"] <= REACH * limit.limit:
-            return terms.tightened({"latency": float(smallest["latency"]) * (1 + STEP)})
-    return terms
+    if "latency" not in terms.metrics:
+        return terms
+    limit, least = _of_time(case).limit, _least_time(case.seen.compressible, terms, RECIPES[case.settings.recipe])
+    return terms.tightened({"latency": least * (1 + STEP)}) if limit < least <= REACH * limit else terms
+
+
+def _least_time(sites: Sequence[Site], terms: Terms, recipe: Recipe) -> float:
+    """What the smallest ranks of all layers are predicted to take, by whichever methods `recipe` may factor them."""
+    return float(smallest_of(sites, terms, recipe.ways)[terms.metrics.index("latency")])
 
 
 def paced(case: Case, planned: Planned, watch: Watch) -> Planned:
@@ -96,16 +100,13 @@ def _smallest(case: Case, planned: Planned, tight: Mapping[str, float], watch: W
 
     Raises BudgetError where they do not, with the smallest limit that was measured to hold.
     """
-    ways, metrics = planned.recipe.ways, case.terms.metrics
-    least = smallest_of(planned.sites, case.terms, ways)[metrics.index("latency")]
-    planned = planned.under(case.terms.tightened({**tight, "latency": float(least) * (1 + STEP)}))
-    limit, shapes = _of_time(case), _shapes(case, planned)
-    found: Latency = {}
-    for _ in range(LAST_TRIES):
-        found = _together(found, _timed(case, shapes, SECONDS))
-        if _taken(limit, found) <= 1:
-            watch.say(f"the smallest ranks in every layer, predicted to be too slow, are {float(found['ratio']):.2f}x as fast")
-            return planned
+    least = _least_time(planned.sites, case.terms, planned.recipe)
+    planned = planned.under(case.terms.tightened({**tight, "latency": least * (1 + STEP)}))
+    limit = _of_time(case)
+    found = _tried(case, _session(case, _shapes(case, planned)), limit, LAST_TRIES, SECONDS, RUNS)
+    if _taken(limit, found) <= 1:
+        watch.say(f"the smallest ranks in every layer, predicted to be too slow, are {float(found['ratio']):.2f}x as fast")
+        return planned
     taken, whole = float(found["min_b_ms"]), replace(case.terms.whole, latency=float(found["min_a_ms"]))
     raise BudgetError(
         f"budget {limit.text!r}: the smallest ranks in every layer take {amount(taken, 'latency')}, {float(found['ratio']):.2f}x "
@@ -205,8 +206,11 @@ def _over(case: Case, limit: Limit, shapes: ir.Model, planned: Planned, watch: W
 
 def _timed(case: Case, shapes: ir.Model, seconds: float) -> Latency:
     """How fast a network is, measured for so long in turns with the original."""
-    other = open_graph(shapes, case.settings.provider, case.settings.threads)
-    return compare_latency(case.original, other, _sample(case), runs=1000, seconds=seconds)
+    return compare_latency(case.original, _session(case, shapes), _sample(case), runs=RUNS, seconds=seconds)
+
+
+def _session(case: Case, shapes: ir.Model) -> Session:
+    return open_graph(shapes, case.settings.provider, case.settings.threads)
 
 
 def _taken(limit: Limit, found: Latency) -> float:
@@ -218,11 +222,9 @@ def held(case: Case, session: Session) -> Latency:
     """How fast the finished file is, measured at length: the minima of all tries count. Raises TooSlowError where it is not fast
     enough."""
     limit = _of_time(case)
-    found: Latency = {}
-    for _ in range(TRIES):
-        found = _together(found, compare_latency(case.original, session, _sample(case), runs=2000, seconds=LONG_SECONDS))
-        if _taken(limit, found) <= 1:
-            return found
+    found = _tried(case, session, limit, TRIES, LONG_SECONDS, LONG_RUNS)
+    if _taken(limit, found) <= 1:
+        return found
     spread = f"spread {100 * float(found['spread']):.0f} %"
     raise TooSlowError(
         f"the finished file takes {amount(float(found['min_b_ms']), 'latency')}, {float(found['ratio']):.2f}x as fast as the "
@@ -233,6 +235,17 @@ def held(case: Case, session: Session) -> Latency:
 
 def _of_time(case: Case) -> Limit:
     return next(limit for limit in case.budget.limits if limit.metric == "latency")
+
+
+def _tried(case: Case, session: Session, limit: Limit, tries: int, seconds: float, runs: int) -> Latency:
+    """How fast a network is, measured for so long in turns with the original, until it keeps `limit`, or so often: the minima of
+    all tries count."""
+    found: Latency = {}
+    for _ in range(tries):
+        found = _together(found, compare_latency(case.original, session, _sample(case), runs=runs, seconds=seconds))
+        if _taken(limit, found) <= 1:
+            break
+    return found
 
 
 def _together(before: Latency, now: Latency) -> Latency:

@@ -219,11 +219,8 @@ def nearest(limit: Limit, smallest: float, whole: Cost) -> str:
     """
     if limit.metric == "latency":
         ratio = np.floor(100 * float(whole.of("latency")) / smallest) / 100
-        return (
-            f"latency={ratio:.2f}x"
-            if limit.ratio is not None and ratio > 1
-            else f"latency={np.ceil(smallest * 1000) / 1000:.3f}ms"
-        )
+        told = limit.ratio is not None and ratio > 1
+        return f"latency={ratio:.2f}x" if told else f"latency={np.ceil(smallest * 1000) / 1000:.3f}ms"
     text = f"{np.ceil(smallest):.0f}"
     return text if limit.metric == "params" else f"{limit.metric}={text}{'B' if limit.metric == 'size' else ''}"
 
