@@ -84,7 +84,7 @@ def test_the_weights_of_a_branch_are_trained_too(tmp_path: Path) -> None:
     held = {"w": values(16, 3, 3, 3), "yes": np.array(True)}
     model = one_node(nodes, IMAGE, FEATURES, held)
     first = LayerWishes(exclude=("d",))
-    settings = settings_for(saved(model, tmp_path), tmp_path, "1.6x", images(tmp_path), epochs=1.0, simplify=False, layers=first)
+    settings = settings_for(saved(model, tmp_path), tmp_path, "1.6x", images(tmp_path), epochs=5.0, simplify=False, layers=first)
     verdict = compress(settings)
     assert all(difference.within for difference in (*verdict.surgery, *verdict.parity))
     (node,) = [node for node in onnx.load(settings.output).graph.node if node.op_type == "If"]

@@ -49,7 +49,7 @@ def wrong_simplify(patch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_rewrite(calls: int) -> Patch:
-    """Spoils the result of the rewrite of that number: the first three are the proof of the surgery, the last the file's own."""
+    """Spoils the result of the rewrite of that number: the first four are the proof of the surgery, the last the file's own."""
 
     def apply(patch: pytest.MonkeyPatch) -> None:
         seen: list[int] = []
@@ -85,7 +85,7 @@ FAILURES: dict[str, tuple[Patch, type[BatudeError], str]] = {
     "simplify": (wrong_simplify, ParityError, "the written file does not compute what was trained: output 'y' is off by"),
     "surgery": (wrong_rewrite(1), ParityError, "the rewrite at full rank does not equal the original: output 'y' is off by"),
     "surgery of the other method": (wrong_rewrite(2), ParityError, "the rewrite at full rank does not equal the original"),
-    "rewrite": (wrong_rewrite(4), ParityError, "the written file does not compute what was trained: output 'y' is off by"),
+    "rewrite": (wrong_rewrite(5), ParityError, "the written file does not compute what was trained: output 'y' is off by"),
     "chain": (wrong_chain, ParityError, "the rewrite at full rank does not equal the original"),
     "count": (too_large, BudgetMissedError, "has 1,000,000 params, the budget '2x' allows 8,549 params; nothing was written"),
 }

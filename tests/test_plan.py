@@ -72,7 +72,7 @@ def test_a_plan_may_be_edited(tmp_path: Path) -> None:
         ({"layers": {"nowhere": {"ranks": [3]}}}, "the model has no layer 'nowhere' that can be compressed"),
         (
             {"layers": {LARGE: {"ranks": [1, 2, 3]}}},
-            f"layer {LARGE} has 2 (tucker2) or 1 (separable) or 1 (tucker1) ranks, not 3",
+            f"layer {LARGE} has 2 (tucker2) or 1 (cp) or 1 (separable) or 1 (tucker1) ranks, not 3",
         ),
         ({"layers": {LARGE: {"ranks": [3], "method": "tucker2"}}}, "ranks, not 1 by 'tucker2'"),
         ({"layers": {LARGE: {"ranks": [65, 3]}}}, "ranks of at most 64 x 64, not (65, 3)"),

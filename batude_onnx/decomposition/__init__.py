@@ -1,5 +1,6 @@
 """Low-rank factorisations of one layer. Importing the room registers its methods."""
 
+from batude_onnx.decomposition import cp as cp
 from batude_onnx.decomposition import separable as separable
 from batude_onnx.decomposition import svd as svd
 from batude_onnx.decomposition import tucker1 as tucker1

@@ -11,6 +11,7 @@ from batude_onnx.decomposition import alternatives
 from batude_onnx.records import FloatArray, RankPlan, Site
 
 Allowances = Mapping[str, float]
+Ways = Callable[[Site], Sequence[Site]]
 
 # Shares of a layer's energy that agree to so many digits are told apart by rounding only: two methods may be the same there.
 DIGITS = 9
@@ -29,12 +30,19 @@ def planned(sites: Sequence[Site], plan: RankPlan, terms: Terms) -> dict[str, fl
     return {key: float(terms.scalar(by_key[key]).ranks[tuple(rank - 1 for rank in ranks)]) for key, ranks in chosen.items()}
 
 
-def choose(sites: Sequence[Site], losses: Callable[[Site], FloatArray], terms: Terms, allowances: Allowances) -> list[Site]:
+def choose(
+    sites: Sequence[Site],
+    losses: Callable[[Site], FloatArray],
+    terms: Terms,
+    allowances: Allowances,
+    ways: Ways = alternatives,
+) -> list[Site]:
     """`sites` with the method that loses least of each layer for what it may cost; one without an allowance stays as it is,
     unless a limit cannot be kept then.
 
-    `losses(site)`: the share of its energy that the site's method loses, by ranks. Of two that lose the same the one that costs
-    less is taken, else the first; where an allowance is too small for all, the one that comes nearest to it.
+    `losses(site)`: the share of its energy that the site's method loses, by ranks; `ways(site)`: the site with each method. Of
+    two that lose the same the one that costs less is taken, else the first; where an allowance is too small for all, the one that
+    comes nearest to it.
     """
 
     def score(site: Site) -> tuple[float, float]:
@@ -46,10 +54,10 @@ def choose(sites: Sequence[Site], losses: Callable[[Site], FloatArray], terms: T
         return float(lost[index]), float(front.prices[int((lost <= lost[index]).argmax())])
 
     free = allowances.keys() - terms.choices.keys()
-    return feasible([min(alternatives(site), key=score) if site.key in free else site for site in sites], terms)
+    return feasible([min(ways(site), key=score) if site.key in free else site for site in sites], terms, ways)
 
 
-def feasible(sites: Sequence[Site], terms: Terms) -> list[Site]:
+def feasible(sites: Sequence[Site], terms: Terms, ways: Ways = alternatives) -> list[Site]:
     """`sites`, or, where no ranks of theirs are small enough for a limit, each with the method that can be made smallest: under
     that limit where this keeps the others, too, else under all limits together."""
     limits = np.array([limit.limit for limit in terms.budget.limits])
@@ -61,7 +69,7 @@ def feasible(sites: Sequence[Site], terms: Terms) -> list[Site]:
         def price(way: Site) -> float:
             return float((least(way, terms)[under] / np.maximum(limits[under], 1e-9)).sum())
 
-        return [site if site.key in terms.choices else min(alternatives(site), key=price) for site in sites]
+        return [site if site.key in terms.choices else min(ways(site), key=price) for site in sites]
 
     tried = [smallest(under) for under in (*([index] for index in broken.tolist()), list(range(len(limits))))]
     return next((some for some in tried if (smallest_of(some, terms) <= limits).all()), tried[-1])

@@ -60,7 +60,7 @@ class Planned:
 
         Raises BudgetError where there are none.
         """
-        if self.recipe.formats and formats.feasible(self.sites, terms) != self.sites:
+        if self.recipe.formats and formats.feasible(self.sites, terms, self.recipe.ways) != self.sites:
             return self.afresh(terms)
         rules = self.recipe.rules(self.sites, terms, self.metrics, self.curves)
         return replace(self, rules=rules, plan=_solved(rules, self.sites, self.weights))
@@ -92,11 +92,11 @@ def plan_layers(
         return rules, _solved(rules, sites, weights)
 
     if recipe.formats:
-        sites = formats.choose(sites, lost, terms, formats.alike(sites, terms))
+        sites = formats.choose(sites, lost, terms, formats.alike(sites, terms), recipe.ways)
     curves = curves_of(sites)
     rules, plan = solved(curves)
     if recipe.formats:
-        before, sites = sites, formats.choose(sites, lost, terms, formats.planned(sites, plan, terms))
+        before, sites = sites, formats.choose(sites, lost, terms, formats.planned(sites, plan, terms), recipe.ways)
         changed = [new for new, old in zip(sites, before, strict=True) if new.method != old.method]
         if changed:
             curves = {**curves, **curves_of(changed)}

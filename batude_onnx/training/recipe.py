@@ -60,12 +60,12 @@ class Recipe:
 
     `rules`: how ranks are chosen and weights projected. `measures`: whether the moments of each layer's inputs and gradients,
     and the damage that its truncation does, are measured first. `formats`: whether each layer is factored by the method that
-    loses least of it, or all by the first one that applies. `share`: part of all epochs that goes to
-    BC-ADL, the rest fine-tunes the factors. `penalty`: lambda at the start and at the end of BC-ADL, geometric in between, so
-    that it reaches its end in a run of any length. `solve_every`: mini-batches from one Z to the next; in a short run they are
-    fewer, so that there are `least_solves` of them. `freeze`: progress of
-    BC-ADL after which ranks stay. `refit`: factors re-fitted in closed form after decomposing. `restore`: a BatchNorm in training
-    where one was folded into a layer.
+    loses least of it, or all by the first one that applies; `without`: names of methods that are left out of it. `share`: part of
+    all epochs that goes to BC-ADL, the rest fine-tunes the factors. `penalty`: lambda at the start and at the end of BC-ADL,
+    geometric in between, so that it reaches its end in a run of any length. `solve_every`: mini-batches from one Z to the next;
+    in a short run they are fewer, so that there are `least_solves` of them. `freeze`: progress of BC-ADL after which ranks stay.
+    `refit`: factors re-fitted in closed form after decomposing. `restore`: a BatchNorm in training where one was folded into a
+    layer.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Recipe:
     bcadl: Phase
     finetune: Phase
     restore: bool = True
+    without: tuple[str, ...] = ()
     least_solves: int = 20
     batch: int = 128
     momentum: float = 0.9
@@ -89,7 +90,7 @@ class Recipe:
 
     def ways(self, site: Site) -> Sequence[Site]:
         """A compressible site with each method that it may be factored by."""
-        return alternatives(site) if self.formats else (site,)
+        return [way for way in alternatives(site) if way.method not in self.without] if self.formats else (site,)
 
     def penalty_at(self, progress: float) -> float:
         """Lambda at `progress` of BC-ADL."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from batude_onnx.decomposition import methods
 from batude_onnx.loading import write_text
 from batude_onnx.pipeline import compress
 from batude_onnx.report import to_json
@@ -51,9 +52,11 @@ def _scores(quality: Mapping[str, float]) -> dict[str, float]:
 
 
 def described(method: str) -> dict[str, Any]:
-    """The settings behind a method's name, as JSON gives them back."""
+    """The settings behind a method's name, as JSON gives them back; "ways" are the methods that may factor a layer, where there
+    is a choice."""
     recipe = RECIPES[method]
-    return dict(json.loads(to_json({**asdict(recipe), "rules": recipe.rules.__name__})))
+    ways = [way.name for way in methods() if way.name not in recipe.without] if recipe.formats else None
+    return dict(json.loads(to_json({**asdict(recipe), "rules": recipe.rules.__name__, "ways": ways})))
 
 
 def finished(row: Row, results: Path) -> bool:

@@ -1,6 +1,7 @@
-"""The ablations: the default recipe with one thing changed. Importing this registers each variant as a recipe.
+"""The ablations: a recipe with one thing changed. Importing this registers each variant as a recipe.
 
-They run on a network that was trained without the held-out images (`models/resnet20-cifar10-dev.onnx`) and are scored on those.
+That recipe is the default one as it was before layers could be factored by CP, `no-cp`; what CP adds has groups of its own. They
+run on a network that was trained without the held-out images (`models/resnet20-cifar10-dev.onnx`) and are scored on those.
 """
 
 from __future__ import annotations
@@ -92,79 +93,77 @@ class Smoothed(Objective):
 
 
 DEFAULT = RECIPES["default"]
+BASE = register(replace(DEFAULT, name="no-cp", without=("cp",)))
 
 
 def _variant(base: Recipe, name: str, **changed: Any) -> str:
-    register(replace(base, name=name, **changed))
+    made = replace(base, name=name, **changed)
+    register(made if made.formats else replace(made, without=()))
     return name
 
 
 def _share(share: float, name: str = "share", **changed: Any) -> str:
-    return _variant(DEFAULT, f"{name}-{share:g}", share=share, **changed)
+    return _variant(BASE, f"{name}-{share:g}", share=share, **changed)
 
 
 SCORES = (
-    _variant(DEFAULT, "score-raw", rules=PaperRules, formats=False),
-    _variant(DEFAULT, "score-normalised", rules=NormalisedRules),
-    _variant(DEFAULT, "score-inputs", rules=InputRules),
-    _variant(DEFAULT, "score-both-sides", rules=WhitenedRules),
-    "default",
+    _variant(BASE, "score-raw", rules=PaperRules, formats=False),
+    _variant(BASE, "score-normalised", rules=NormalisedRules),
+    _variant(BASE, "score-inputs", rules=InputRules),
+    _variant(BASE, "score-both-sides", rules=WhitenedRules),
+    "no-cp",
 )
-ONE_METHOD = _variant(DEFAULT, "tucker-only", formats=False)
-NO_AVERAGE = _variant(DEFAULT, "no-average", finetune=replace(DEFAULT.finetune, average=0.0))
-SGD = tuple(
-    _variant(DEFAULT, f"sgd-{rate:g}", finetune=replace(DEFAULT.finetune, lr=rate, turn=0.0)) for rate in (0.003, 0.01, 0.03)
-)
-TURNS = tuple(
-    _variant(DEFAULT, f"turn-{turn:g}", finetune=replace(DEFAULT.finetune, turn=turn)) for turn in (0.0015, 0.006, 0.012)
-)
-SHARES = ("batude", _share(0.5))
+ONE_METHOD = _variant(BASE, "tucker-only", formats=False)
+NO_AVERAGE = _variant(BASE, "no-average", finetune=replace(BASE.finetune, average=0.0))
+SGD = tuple(_variant(BASE, f"sgd-{rate:g}", finetune=replace(BASE.finetune, lr=rate, turn=0.0)) for rate in (0.003, 0.01, 0.03))
+TURNS = tuple(_variant(BASE, f"turn-{turn:g}", finetune=replace(BASE.finetune, turn=turn)) for turn in (0.0015, 0.006, 0.012))
+SHARES = (_variant(RECIPES["batude"], "batude-no-cp", without=BASE.without), _share(0.5))
 # Plain factors with larger steps.
 FAR = tuple(
-    _variant(RECIPES["std-tucker"], f"std-tucker-{turn:g}", finetune=replace(DEFAULT.finetune, turn=turn, lr=turn / 0.3))
+    _variant(RECIPES["std-tucker"], f"std-tucker-{turn:g}", finetune=replace(BASE.finetune, turn=turn, lr=turn / 0.3))
     for turn in (0.01, 0.03)
 )
-NO_REFIT = _variant(DEFAULT, "no-refit", refit=False)
+NO_REFIT = _variant(BASE, "no-refit", refit=False)
 
 # Ranks as the command line chooses them, to suit the runtime's block of channels, and not as they come.
-SUITED = _variant(DEFAULT, "suited-to-runtime")
+SUITED = _variant(BASE, "suited-to-runtime")
 
-FEATURES = tuple(_variant(DEFAULT, f"features-{weight:g}", objective=Objective(features=weight)) for weight in (1.0, 10.0))
+FEATURES = tuple(_variant(BASE, f"features-{weight:g}", objective=Objective(features=weight)) for weight in (1.0, 10.0))
 
 GROUPS = (
     Group("Score of a rank, nothing trained, 600 images", SCORES, 0.0, limit=600),
-    Group("Re-fitting, nothing trained, 600 images", (NO_REFIT, "default"), 0.0, limit=600),
-    Group("Methods that factor a layer, nothing trained, 600 images", (ONE_METHOD, "default"), 0.0, limit=600),
-    Group("Ranks as they come, or suited to the runtime's block of channels", (SUITED, "default"), 2.0),
-    Group("Methods that factor a layer, after training", (ONE_METHOD, "default"), 2.0),
-    Group("Part of the epochs that goes to BC-ADL", ("default", *SHARES), 2.0),
-    Group("Part of the epochs that goes to BC-ADL, at 6.8x", ("default", *SHARES), 5.0, budget="6.8x"),
-    Group("Distillation of what the layers receive: weight", ("default", *FEATURES), 2.0),
-    Group("Score of a rank, after training", ("score-raw", "score-both-sides", "default"), 2.0),
-    Group("Score of a rank, at 6.8x", ("score-normalised", "score-both-sides", "default"), 5.0, budget="6.8x"),
-    Group("Methods that factor a layer, at 6.8x", (ONE_METHOD, "default"), 5.0, budget="6.8x"),
-    Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("default", *TURNS[:2], *SGD), 2.0),
-    Group("Orthogonal steps, at 6.8x", ("default", *TURNS), 5.0, budget="6.8x"),
+    Group("Re-fitting, nothing trained, 600 images", (NO_REFIT, "no-cp"), 0.0, limit=600),
+    Group("Methods that factor a layer, nothing trained, 600 images", (ONE_METHOD, "no-cp", "default"), 0.0, limit=600),
+    Group("Ranks as they come, or suited to the runtime's block of channels", (SUITED, "no-cp"), 2.0),
+    Group("Methods that factor a layer, after training", (ONE_METHOD, "no-cp", "default"), 2.0),
+    Group("Part of the epochs that goes to BC-ADL", ("no-cp", *SHARES), 2.0),
+    Group("Part of the epochs that goes to BC-ADL, at 6.8x", ("no-cp", *SHARES), 5.0, budget="6.8x"),
+    Group("Distillation of what the layers receive: weight", ("no-cp", *FEATURES), 2.0),
+    Group("Score of a rank, after training", ("score-raw", "score-both-sides", "no-cp"), 2.0),
+    Group("Score of a rank, at 6.8x", ("score-normalised", "score-both-sides", "no-cp"), 5.0, budget="6.8x"),
+    Group("Methods that factor a layer, at 6.8x", (ONE_METHOD, "no-cp", "default"), 5.0, budget="6.8x"),
+    Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("no-cp", *TURNS[:2], *SGD), 2.0),
+    Group("Orthogonal steps, at 6.8x", ("no-cp", *TURNS), 5.0, budget="6.8x"),
     Group("Rates of a baseline, which starts from plain factors", ("std-tucker", *FAR), 2.0, (0,)),
-    Group("BatchNorm restored, or folded as in the file", (_variant(DEFAULT, "folded", restore=False), "default"), 2.0),
-    Group("Average of the last weights", (NO_AVERAGE, "default"), 2.0),
+    Group("BatchNorm restored, or folded as in the file", (_variant(BASE, "folded", restore=False), "no-cp"), 2.0),
+    Group("Average of the last weights", (NO_AVERAGE, "no-cp"), 2.0),
     Group(
         "Distillation: weight of the teacher and temperature; label smoothing",
         (
-            _variant(DEFAULT, "labels-only", objective=Objective(distill=0.0)),
-            _variant(DEFAULT, "teacher-0.5", objective=Objective(distill=0.5)),
-            "default",
-            _variant(DEFAULT, "teacher-only", objective=Objective(distill=1.0)),
-            _variant(DEFAULT, "temperature-2", objective=Objective(temperature=2.0)),
-            _variant(DEFAULT, "smoothed", objective=Smoothed()),
-            _variant(DEFAULT, "labels-only-smoothed", objective=Smoothed(distill=0.0)),
+            _variant(BASE, "labels-only", objective=Objective(distill=0.0)),
+            _variant(BASE, "teacher-0.5", objective=Objective(distill=0.5)),
+            "no-cp",
+            _variant(BASE, "teacher-only", objective=Objective(distill=1.0)),
+            _variant(BASE, "temperature-2", objective=Objective(temperature=2.0)),
+            _variant(BASE, "smoothed", objective=Smoothed()),
+            _variant(BASE, "labels-only-smoothed", objective=Smoothed(distill=0.0)),
         ),
         2.0,
     ),
     Group(
         "BC-ADL: penalty, freezing, projection",
         (
-            "batude",
+            "batude-no-cp",
             _share(0.2, "stiff", penalty=(1.0, 10.0)),
             _share(0.2, "frozen", freeze=0.0),
             _share(0.2, "plain-z", rules=PlainlyProjectedRules),
