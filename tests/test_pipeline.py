@@ -12,13 +12,15 @@ import onnx
 import pytest
 from onnx import helper
 
+from batude_onnx import proving, surgery
 from batude_onnx.errors import (
     DataError,
 )
 from batude_onnx.loading import preprocess
 from batude_onnx.pipeline import compress, validate
+from batude_onnx.proving import Feeds
 from batude_onnx.settings import Source
-from batude_onnx.validation import open_session
+from batude_onnx.validation import Session, open_session
 from tests.layer_models import values
 from tests.loading_models import FLOAT, model_of
 from tests.pipelines import Listener, agree, check, conv_macs, floats, saved, settings_for, stored, unlabelled
@@ -138,6 +140,25 @@ def test_at_full_budget_the_outputs_are_equal(trained: Path, cifar_slice: Path, 
     agree(trained, settings.output, values(5, 3, 32, 32), 1e-5)
     # Every layer at full rank, which is more than the budget, was held against the original, too.
     assert 0 < verdict.surgery[0].max_absolute < 1e-5
+
+
+@pytest.mark.parametrize(("wide", "rounds", "samples"), [(2**28, 4, 64), (2**18, 4, 1), (1, 1, 1)])
+def test_the_proof_at_full_rank_keeps_to_its_memory(
+    trained: Path, cifar_slice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: int, rounds: int, samples: int
+) -> None:
+    """The factors of some methods have many more channels between them than the layer has, with all of its ranks."""
+    seen, outputs_of = [], proving.outputs_of
+
+    def watched(session: Session, feeds: Feeds) -> Any:
+        seen.append(len(feeds["x"]))
+        return outputs_of(session, feeds)
+
+    monkeypatch.setattr(surgery, "outputs_of", watched)
+    monkeypatch.setattr(surgery, "WIDE", wide)
+    settings = settings_for(trained, tmp_path, "2x", cifar_slice, epochs=0.0)
+    check(compress(settings), settings)
+    # Of the original, and of what is held against it.
+    assert seen == [samples] * 2 * rounds
 
 
 def fixed(trained: Path, batch: int, folder: Path) -> Path:
