@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from batude_onnx.decomposition import methods
 from batude_onnx.training.averaging import Average
 from batude_onnx.training.recipe import LONGEST, RECIPES, Phase
+from tests.small_models import site
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
@@ -31,6 +33,21 @@ def test_longer_runs_may_go_faster() -> None:
     phase = Phase(lr=0.01, warmup=0.0, growth=0.5)
     assert [phase.rate(0.0, 0, steps) for steps in (250, 1000, 4000)] == pytest.approx([0.005, 0.01, 0.02])
     assert phase.rate(0.0, 0, 10 * LONGEST) == phase.rate(0.0, 0, LONGEST)
+
+
+def test_a_layer_is_factored_by_what_the_recipe_can_use() -> None:
+    """BC-ADL projects again and again, which must be cheap; a recipe without formats knows one method."""
+    layer, default = site("y", (12, 10, 3, 3)), RECIPES["default"]
+    fitted = {way.name for way in methods() if not way.exact}
+    assert fitted
+    offered = {
+        recipe.name: {way.method for way in recipe.ways(layer)}
+        for recipe in (default, RECIPES["batude"], RECIPES["paper"], replace(default, name="less", without=("separable",)))
+    }
+    assert offered["default"] > fitted
+    assert offered["batude"] == offered["default"] - fitted
+    assert offered["paper"] == {layer.method}
+    assert offered["less"] == offered["default"] - {"separable"}
 
 
 def test_an_average_is_that_of_the_last_share_of_a_run() -> None:

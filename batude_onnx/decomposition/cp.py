@@ -251,4 +251,6 @@ def reconstruct(chain: FactorChain) -> Tensor:
     return dense.reshape(last.shape[0], first.shape[1], *middle.shape[2:])
 
 
-METHOD = register(Method(NAME, (), has_core, max_ranks, outline, cost, losses, project, factor, regress, reconstruct))
+METHOD = register(
+    Method(NAME, (), has_core, max_ranks, outline, cost, losses, project, factor, regress, reconstruct, exact=False)
+)

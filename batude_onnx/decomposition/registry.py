@@ -39,6 +39,7 @@ class Method:
     `regress(weight, gram, bias, geometry, ranks, metric)`: the chain nearest to `weight` (float64) where inputs are known to
     have the second moment `gram` (g, D, D), float64, of whole patches, D = C/g * kernel.
     `reconstruct(chain)`: the dense weight that a chain stands for, float64.
+    `exact`: whether projections are in closed form, and so cheap enough to be made again and again in training.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Method:
     factor: Callable[[Tensor, Tensor | None, Geometry, Ranks, Metric | None], FactorChain]
     regress: Callable[[Tensor, Tensor, Tensor | None, Geometry, Ranks, Metric | None], FactorChain]
     reconstruct: Callable[[FactorChain], Tensor]
+    exact: bool = True
 
 
 _METHODS: dict[str, Method] = {}

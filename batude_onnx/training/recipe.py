@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import cos, pi
 
 from batude_onnx.budget import Terms
-from batude_onnx.decomposition import Metric, alternatives
+from batude_onnx.decomposition import Method, Metric, alternatives, method_of
 from batude_onnx.records import Site
 from batude_onnx.training.bcadl import Rules
 from batude_onnx.training.losses import Objective
@@ -89,8 +89,15 @@ class Recipe:
     objective: Objective = field(default_factory=Objective)
 
     def ways(self, site: Site) -> Sequence[Site]:
-        """A compressible site with each method that it may be factored by."""
-        return [way for way in alternatives(site) if way.method not in self.without] if self.formats else (site,)
+        """A compressible site with each method that it may be factored by; in BC-ADL, which projects again and again, each that
+        does it in closed form."""
+        if not self.formats:
+            return (site,)
+        return [way for way in alternatives(site) if self.takes(method_of(way))]
+
+    def takes(self, method: Method) -> bool:
+        """Whether layers may be factored by `method`, where it applies."""
+        return method.name not in self.without and (method.exact or not self.share)
 
     def penalty_at(self, progress: float) -> float:
         """Lambda at `progress` of BC-ADL."""

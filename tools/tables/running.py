@@ -55,7 +55,7 @@ def described(method: str) -> dict[str, Any]:
     """The settings behind a method's name, as JSON gives them back; "ways" are the methods that may factor a layer, where there
     is a choice."""
     recipe = RECIPES[method]
-    ways = [way.name for way in methods() if way.name not in recipe.without] if recipe.formats else None
+    ways = [way.name for way in methods() if recipe.takes(way)] if recipe.formats else None
     return dict(json.loads(to_json({**asdict(recipe), "rules": recipe.rules.__name__, "ways": ways})))
 
 

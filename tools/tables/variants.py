@@ -117,7 +117,7 @@ ONE_METHOD = _variant(BASE, "tucker-only", formats=False)
 NO_AVERAGE = _variant(BASE, "no-average", finetune=replace(BASE.finetune, average=0.0))
 SGD = tuple(_variant(BASE, f"sgd-{rate:g}", finetune=replace(BASE.finetune, lr=rate, turn=0.0)) for rate in (0.003, 0.01, 0.03))
 TURNS = tuple(_variant(BASE, f"turn-{turn:g}", finetune=replace(BASE.finetune, turn=turn)) for turn in (0.0015, 0.006, 0.012))
-SHARES = (_variant(RECIPES["batude"], "batude-no-cp", without=BASE.without), _share(0.5))
+SHARES = ("batude", _share(0.5))
 # Plain factors with larger steps.
 FAR = tuple(
     _variant(RECIPES["std-tucker"], f"std-tucker-{turn:g}", finetune=replace(BASE.finetune, turn=turn, lr=turn / 0.3))
@@ -163,7 +163,7 @@ GROUPS = (
     Group(
         "BC-ADL: penalty, freezing, projection",
         (
-            "batude-no-cp",
+            "batude",
             _share(0.2, "stiff", penalty=(1.0, 10.0)),
             _share(0.2, "frozen", freeze=0.0),
             _share(0.2, "plain-z", rules=PlainlyProjectedRules),
