@@ -24,7 +24,7 @@ in MACs. By default ranks suit the runtime's block of channels. Under a limit of
 itself. Where a limit of MACs gives a speed below 0.9 of the cut, ranks that are 0.95 times as fast as it says are taken if they
 lose little more (VGG's first Gemm has few MACs, but 411 MB of weights to read). They may cut more MACs than were asked for, of
 which *of the cut* is the share then. VGG's row of the Intel Xeon was measured before that, and the times of rows of the Intel
-Xeon and of AVX2 were predicted by a rule that was mended since."""
+Xeon and of AVX2 were predicted by a rule that was mended since. All rows were measured before a layer could be factored by CP."""
 
 EQUAL = """## Peers at equal latency
 
