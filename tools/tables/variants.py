@@ -130,6 +130,15 @@ SUITED = _variant(BASE, "suited-to-runtime")
 
 FEATURES = tuple(_variant(BASE, f"features-{weight:g}", objective=Objective(features=weight)) for weight in (1.0, 10.0))
 
+# The default recipe itself with one thing changed.
+NEXT = tuple(
+    _variant(DEFAULT, f"default-turn-{turn:g}", finetune=replace(DEFAULT.finetune, turn=turn)) for turn in (0.0015, 0.006)
+)
+MORE = (
+    _variant(DEFAULT, "default-features-1", objective=Objective(features=1.0)),
+    _variant(DEFAULT, "default-batch-64", batch=64),
+)
+
 GROUPS = (
     Group("Score of a rank, nothing trained, 600 images", SCORES, 0.0, limit=600),
     Group("Re-fitting, nothing trained, 600 images", (NO_REFIT, "no-cp"), 0.0, limit=600),
@@ -144,6 +153,8 @@ GROUPS = (
     Group("Methods that factor a layer, at 6.8x", (ONE_METHOD, "no-cp", "default"), 5.0, budget="6.8x"),
     Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("no-cp", *TURNS[:2], *SGD), 2.0),
     Group("Orthogonal steps, at 6.8x", ("no-cp", *TURNS), 5.0, budget="6.8x"),
+    Group("The default recipe itself with one thing changed", ("default", *NEXT), 2.0),
+    Group("The default recipe itself with one thing changed, at 6.8x", ("default", *NEXT, *MORE), 5.0, budget="6.8x"),
     Group("Rates of a baseline, which starts from plain factors", ("std-tucker", *FAR), 2.0, (0,)),
     Group("BatchNorm restored, or folded as in the file", (_variant(BASE, "folded", restore=False), "no-cp"), 2.0),
     Group("Average of the last weights", (NO_AVERAGE, "no-cp"), 2.0),
