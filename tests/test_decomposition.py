@@ -29,8 +29,6 @@ from batude_onnx.layers import count, infer_shapes
 from batude_onnx.records import FactorChain, Geometry, Site
 from tests.small_models import a_metric, a_weight, conv_model, floats, linear_model, output, rewritten, site, sites_of
 
-# Methods whose factors are no closed form: a rank below the largest may be exact, too.
-FITTED = {"cp"}
 # (shape, groups)
 SHAPES = [
     ((6, 5, 3, 3), 1),
@@ -85,7 +83,8 @@ def test_full_rank_reproduces_the_weight_and_less_does_not(
     # Factors are rounded to float32 once each.
     torch.testing.assert_close(way.reconstruct(chain), weight.double(), rtol=0, atol=2e-5)
     assert distance(way.project(weight, groups, few(way, shape, groups), metric), weight, groups, metric) > 1e-2
-    for mode, rank in enumerate(most if way.name not in FITTED else ()):
+    # What has no closed form may be exact with less, too.
+    for mode, rank in enumerate(most if way.exact else ()):
         if rank > 1:
             less = tuple(rank - (index == mode) for index, rank in enumerate(most))
             assert distance(way.project(weight, groups, less, metric), weight, groups, metric) > 1e-2
@@ -135,7 +134,7 @@ def test_losses_are_what_projections_lose(way: Method, shape: tuple[int, ...], g
     for ranks in {few(way, shape, groups, 0.5), ones(way, site("y", shape, groups=groups))}:
         lost = distance(way.project(weight, groups, ranks, metric), weight, groups, metric) ** 2
         told = float(table[tuple(rank - 1 for rank in ranks)])
-        if way.name in FITTED:
+        if not way.exact:
             assert lost == pytest.approx(told, rel=0.5)
             continue
         assert lost <= told * (1 + 1e-4)
@@ -170,7 +169,7 @@ def test_a_sum_of_few_components_is_found(scale: float) -> None:
     table = by.losses(weight, 1, None)
     assert bool((table.diff() <= 0).all())
     assert float(table[6]) < 1e-3 * norm**2
-    # Tucker-2 cannot say the same with twice as many weights.
+    # Tucker-2 cannot say the same with half as many weights again.
     tucker = method("tucker2").project(weight, 1, (4, 3), None)
     assert method("tucker2").cost(site("y", (12, 8, 3, 3)), (4, 3)).params > 1.5 * by.cost(site("y", (12, 8, 3, 3)), (4,)).params
     assert distance(tucker, weight, 1, None) > 0.05 * norm

@@ -27,7 +27,7 @@ from batude_onnx.records import Cost, FactorChain, FloatArray, Geometry, Site
 
 NAME = "cp"
 # Rounds of the alternating least squares on the weight; of those on what the layer sees, and of the conjugate gradients within
-# each. Of each there are fewer where the layer is large: no part may take more than so many multiply-accumulates.
+# each. There are fewer, down to the least, where the layer is so large that they would take more multiply-accumulates than this.
 FITS, SWEEPS, ITERATIONS = (6, 30), (1, 3), 8
 AFFORDABLE = 5 * 10**10
 # Components that nearly cancel grow without bound (Phan et al., ECCV 2020): each step is drawn towards zero and towards the last.
@@ -139,7 +139,7 @@ def _even(*factors: Tensor) -> Factors:
 def _factors(weight: Tensor, groups: int, rank: int, metric: Metric | None) -> Factors:
     """A (g, S/g, R), D (g, k, R), B (g, C/g, R), float64, nearest to `weight` in the metric."""
     a, d, b = _fitted(linalg.whiten(linalg.stack(weight, groups), metric), rank)
-    return (a, d, b) if metric is None else (metric.output_inverse @ a, d, metric.input_inverse.mT @ b)
+    return (a, d, b) if metric is None else (metric.output_inverse @ a, d, metric.input_inverse @ b)
 
 
 def _dense(a: Tensor, d: Tensor, b: Tensor) -> Tensor:
@@ -189,12 +189,8 @@ def regress(
     what the normal equations would be if neighbouring pixels were independent. No step can raise the error.
     """
     target = linalg.stack(weight, geometry.groups)
-    g, _, c, k = target.shape
-    blocks = gram.reshape(g, c, k, c, k)
-    pixel = blocks.diagonal(dim1=2, dim2=4).mean(-1)  # (g, C/g, C/g): the second moment of one pixel's channels
-    root, inverse = linalg.roots(pixel, 1e-6)
-    seen = target if metric is None else linalg.multiply(target, metric.output_root, 0)
-    a, d, b = _fitted(linalg.multiply(seen, root, 1), ranks[0])
+    pixel, white, inverse = linalg.pixelwise(target, gram, metric)
+    a, d, b = _fitted(white, ranks[0])
     b = inverse @ b
     sweeps = _rounds(SWEEPS, 2 * ITERATIONS * target.shape[1] * gram.numel())
     for sweep in range(sweeps + 1):
@@ -215,7 +211,7 @@ def _moved(
     a: Tensor, d: Tensor, b: Tensor, target: Tensor, gram: Tensor, pixel: Tensor, metric: Metric | None
 ) -> tuple[Tensor, Tensor]:
     """D and B, one after the other, that bring A D B nearer to `target` (g, S/g, C/g, k) in the metric `gram`."""
-    outer = a if metric is None else metric.output_root @ metric.output_root @ a
+    outer = linalg.weighed(a, metric)
     mixed, shape = outer.mT @ a, (*b.mT.shape, d.shape[1])
 
     def solved(start: Tensor, inner: Callable[[Tensor], Tensor], adjoint: str, other: Tensor, near: _Near) -> Tensor:

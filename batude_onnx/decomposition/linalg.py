@@ -210,3 +210,18 @@ def balanced(*factors: Tensor) -> tuple[Tensor, ...]:
         return factors
     common = prod(norms) ** (1 / len(norms))
     return tuple(factor * (common / norm) for factor, norm in zip(factors, norms, strict=True))
+
+
+def weighed(factor: Tensor, metric: Metric | None) -> Tensor:
+    """G `factor`, of outputs (g, S/g, n): what of a difference counts when it is projected on the factor."""
+    return factor if metric is None else metric.output_root @ metric.output_root @ factor
+
+
+def pixelwise(target: Tensor, gram: Tensor, metric: Metric | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`target` (g, S/g, C/g, k) as if each pixel were seen alone: A (g, C/g, C/g), the second moment of one pixel's channels, of
+    `gram` (g, C/g k, C/g k), that of patches; G^1/2 target A^1/2; and A^-1/2."""
+    g, _, c, k = target.shape
+    pixel = gram.reshape(g, c, k, c, k).diagonal(dim1=2, dim2=4).mean(-1)
+    root, inverse = roots(pixel, 1e-6)
+    outer = target if metric is None else multiply(target, metric.output_root, 0)
+    return pixel, multiply(outer, root, 1), inverse

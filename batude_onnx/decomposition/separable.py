@@ -130,9 +130,7 @@ def regress(
 
 def _first_factor(b1: Tensor, b2: Tensor, target: Tensor, gram: Tensor, right: Tensor, metric: Metric | None) -> Tensor:
     """B2 that brings B1 B2 nearest to `target` (g, S/g, C/g, K, K') in the metric `gram`, starting from `b2`."""
-    weighed = b1
-    if metric is not None:
-        weighed = torch.einsum("gst,gtu,gurj->gsrj", metric.output_root, metric.output_root, b1)
+    weighed = linalg.weighed(b1.flatten(2), metric).reshape(b1.shape)
     left = torch.linalg.inv(linalg.ridged(torch.einsum("gsrj,gsqj->grq", weighed, b1), 1e-6))
 
     def descent(difference: Tensor) -> Tensor:

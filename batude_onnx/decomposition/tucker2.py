@@ -87,9 +87,7 @@ def regress(
     target = linalg.stack(weight, geometry.groups)
     g, _, c, k = target.shape
     blocks = gram.reshape(g, c, k, c, k)
-    pixel = blocks.diagonal(dim1=2, dim2=4).mean(-1)  # (g, C/g, C/g): the second moment of one pixel's channels
-    root, inverse = linalg.roots(pixel, 1e-6)
-    white = linalg.multiply(target if metric is None else linalg.multiply(target, metric.output_root, 0), root, 1)
+    pixel, white, inverse = linalg.pixelwise(target, gram, metric)
     b2 = linalg.hooi(white, (ranks[0], ranks[1]))[1].mT @ inverse
     for sweep in range(SWEEPS + 1):
         half = torch.einsum("grc,gckdl->grkdl", b2, blocks)
@@ -99,8 +97,7 @@ def regress(
         inner, b1 = linalg.reduced_rank(seen, torch.linalg.solve(seen, wanted).mT, ranks[0], metric)
         core = inner.reshape(g, ranks[0], ranks[1], k)
         if sweep < SWEEPS:
-            outer = b1 if metric is None else metric.output_root @ metric.output_root @ b1
-            b2 = _input_factor(b2, core, torch.einsum("gsr,gsck->grck", outer, target), gram, pixel)
+            b2 = _input_factor(b2, core, torch.einsum("gsr,gsck->grck", linalg.weighed(b1, metric), target), gram, pixel)
     return _chain(b1, core, b2, weight.float(), bias, geometry)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from tools.tables.rows import DEFAULTS, LONG, METHODS, MODELS, PAPER, ROWS, SHORT, Row, Target
+from tools.tables.rows import DEFAULTS, LONG, METHODS, MODELS, PAPER, ROWS, SHORT, Target
 from tools.tables.variants import BUDGET, GROUPS, MODEL, Group
 
 Record = dict[str, Any]
@@ -57,11 +57,10 @@ def _unsure(found: Sequence[Record]) -> str:
 
 def _paper(results: Results, targets: Iterable[Target]) -> str:
     rows = []
-    for target, method in product(targets, DEFAULTS):
-        row = Row(target.model, target.budget, method, LONG, 0)
-        record = results.get(row.name)
-        if record is None and method != DEFAULTS[0]:
+    for target, row in product(targets, ROWS):
+        if (row.model, row.budget, row.epochs) != (target.model, target.budget, LONG):
             continue
+        record = results.get(row.name)
         ours = ["not run", "", "", ""]
         if record is not None:
             before, after = record["before"], record["after"]
@@ -70,7 +69,7 @@ def _paper(results: Results, targets: Iterable[Target]) -> str:
                 f"{before['params'] / after['params']:.2f}x / {before['macs'] / after['macs']:.2f}x", f"{record['seconds']:.0f}",
             ]  # fmt: skip
         paper = [f"{target.baseline:.2f} → {target.compressed:.2f}", f"{target.change:+.2f}"]
-        rows.append([MODELS[target.model].title, target.budget, *paper, method, *ours])
+        rows.append([MODELS[target.model].title, target.budget, *paper, row.method, *ours])
     head = ["model", "params budget", "paper", "change", "recipe", f"ours, {LONG:g} epochs", "change", "params / MACs", "s"]
     return table(head, rows)
 

@@ -97,8 +97,7 @@ BASE = register(replace(DEFAULT, name="no-cp", without=("cp",)))
 
 
 def _variant(base: Recipe, name: str, **changed: Any) -> str:
-    made = replace(base, name=name, **changed)
-    register(made if made.formats else replace(made, without=()))
+    register(replace(base, name=name, **changed))
     return name
 
 
@@ -107,13 +106,13 @@ def _share(share: float, name: str = "share", **changed: Any) -> str:
 
 
 SCORES = (
-    _variant(BASE, "score-raw", rules=PaperRules, formats=False),
+    _variant(DEFAULT, "score-raw", rules=PaperRules, formats=False),
     _variant(BASE, "score-normalised", rules=NormalisedRules),
     _variant(BASE, "score-inputs", rules=InputRules),
     _variant(BASE, "score-both-sides", rules=WhitenedRules),
     "no-cp",
 )
-ONE_METHOD = _variant(BASE, "tucker-only", formats=False)
+ONE_METHOD = _variant(DEFAULT, "tucker-only", formats=False)
 NO_AVERAGE = _variant(BASE, "no-average", finetune=replace(BASE.finetune, average=0.0))
 SGD = tuple(_variant(BASE, f"sgd-{rate:g}", finetune=replace(BASE.finetune, lr=rate, turn=0.0)) for rate in (0.003, 0.01, 0.03))
 TURNS = tuple(_variant(BASE, f"turn-{turn:g}", finetune=replace(BASE.finetune, turn=turn)) for turn in (0.0015, 0.006, 0.012))
