@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from batude_onnx import speed
-from batude_onnx.decomposition import method_of
+from batude_onnx.decomposition import alternatives, method_of
 from batude_onnx.loading import load_model
 from batude_onnx.proving import survey
 from batude_onnx.records import Site
@@ -99,6 +99,14 @@ def test_a_small_layer_is_measured_at_the_ends_of_its_ranks(sites: list[Site]) -
     site = next(site for site in sites if site.method == "tucker2")
     small = replace(site, shape=(16, 16, 3, 3))
     assert sorted(ladder(small, 8)) == [(8, 8), (8, 16), (16, 8), (16, 16)]
+
+
+def test_a_layer_is_measured_where_its_chain_can_pay(sites: list[Site]) -> None:
+    """CP is exact far beyond the ranks at which it has fewer MACs than the layer."""
+    wide = next(way for site in sites for way in alternatives(site) if way.method == "cp" and way.shape[:2] == (64, 64))
+    by, last = method_of(wide), ladder(wide, 8)[-1]
+    assert wide.macs / 2 < by.cost(wide, last).macs < wide.macs
+    assert by.max_ranks(wide.shape, 1)[0] > 2 * last[0]
 
 
 def test_a_network_that_was_disturbed_is_looked_at_again(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,8 +120,8 @@ def test_a_bias_that_training_moves_moves_in_all_places(tmp_path: Path, samples:
 
 
 def test_their_times_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed.observing, "SECONDS", 0.1)
-    monkeypatch.setattr(speed.observing, "PLAIN_SECONDS", 0.1)
+    monkeypatch.setattr(speed.observing, "SECONDS", 0.02)
+    monkeypatch.setattr(speed.observing, "PLAIN_SECONDS", 0.02)
     # What is recorded counts the profiler's own work, too: more than so small a network takes.
     monkeypatch.setattr(speed.model, "beyond", lambda seen: (1.0, 0.0))
     model = read(pyramid())

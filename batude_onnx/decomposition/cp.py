@@ -35,8 +35,9 @@ AFFORDABLE = 5 * 10**10
 MOMENTUM = 0.6
 # Components that nearly cancel grow without bound (Phan et al., ECCV 2020): each step is drawn towards zero and towards the last.
 DRAWN = 1e-4
-# Costs of a chain, as shares of the layer's own, at which it is fitted to learn what it loses.
-KNOTS = (1 / 32, 1 / 8, 1 / 4, 1 / 2)
+# Costs of a chain, as shares of the layer's own, at which it is fitted to learn what it loses; at the first share fitting gains
+# a hundredth or two, which is left out.
+BARE, KNOTS = 1 / 32, (1 / 8, 1 / 4, 1 / 2)
 
 # What a squared norm is at least.
 LEAST = 1e-12
@@ -162,10 +163,10 @@ def losses(weight: Tensor, groups: int, metric: Metric | None) -> Tensor:
     white = linalg.whiten(linalg.stack(weight, groups), metric)
     closed = _Closed.of(white)
     table, equal = linalg.tails(closed.values), white[0].numel() / sum(white.shape[1:])
-    ranks = sorted({min(max(1, int(share * equal)), len(table)) for share in KNOTS})
+    bare, *ranks = sorted({min(max(1, int(share * equal)), len(table)) for share in (BARE, *KNOTS)})
     lost = [float((white - _dense(*_fitted(white, rank, closed))).square().sum()) for rank in ranks]
     left = [min(1.0, max(LEAST, one / max(float(table[rank - 1]), LEAST))) for rank, one in zip(ranks, lost, strict=True)]
-    return (table * torch.from_numpy(_power_law(ranks, left, len(table)))).cummin(0).values
+    return (table * torch.from_numpy(_power_law([bare, *ranks], [1.0, *left], len(table)))).cummin(0).values
 
 
 def _power_law(x: list[int], y: list[float], count: int) -> FloatArray:

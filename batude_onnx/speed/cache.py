@@ -25,7 +25,7 @@ from batude_onnx.validation import Feeds, cpu_name, runtime_version
 
 FOLDER = "BATUDE_ONNX_CACHE"
 # Rises whenever what stands in a file, or how it is measured, changes.
-FORMAT = 6
+FORMAT = 7
 
 
 def place(model: ir.Model, sites: Sequence[Site], feeds: Feeds, block: int, provider: str, threads: int | None) -> Path:

@@ -12,8 +12,10 @@ it is linear between neighbours.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -27,7 +29,7 @@ from batude_onnx.speed.observing import Chosen, beyond, observe
 from batude_onnx.speed.skeleton import Ranks, skeleton
 from batude_onnx.validation import Feeds, Kernel
 
-# Of the largest useful ranks: where the chains are measured. The first of each pair is taken where there is one rank.
+# Of the largest ranks that can pay: where the chains are measured. The first of each pair is taken where there is one rank.
 SHARES = ((0.06, 0.06), (0.12, 0.25), (0.25, 0.12), (0.35, 0.35), (0.5, 0.6), (0.6, 0.4), (0.8, 0.8))
 # With fewer samples the terms cannot be told apart: small layers are measured at the ends of their ranks as well.
 FEW = 4
@@ -134,9 +136,9 @@ def _attributed(model: ir.Model, kernels: Sequence[Kernel], lengths: Mapping[Sit
 def ladder(site: Site, block: int) -> list[Ranks]:
     """The ranks at which the chain of `site` is measured: whole blocks of which none is left over, each combination once; none
     where a block is too much."""
-    most = [bound // block for bound in max_ranks(site)]
-    if not all(most):
+    if min(max_ranks(site)) < block:
         return []
+    most = [max(1, bound // block) for bound in _useful(site)]
     found: dict[Ranks, None] = {}
     for shares in SHARES:
         counts = [max(1, round(share * bound)) for share, bound in zip(shares, most, strict=False)]
@@ -144,6 +146,16 @@ def ladder(site: Site, block: int) -> list[Ranks]:
     if len(found) < FEW:
         found |= {tuple(block * end for end in corner): None for corner in product(*((1, bound) for bound in most))}
     return list(found)
+
+
+def _useful(site: Site) -> list[int]:
+    """Of each mode the largest rank at which, with rank 1 in all others, a chain has fewer MACs than the layer has."""
+    by, bounds = method_of(site), max_ranks(site)
+
+    def macs(mode: int, rank: int) -> int:
+        return by.cost(site, (*(1,) * mode, rank, *(1,) * (len(bounds) - mode - 1))).macs
+
+    return [bisect_left(range(1, bound + 1), site.macs, key=partial(macs, mode)) for mode, bound in enumerate(bounds)]
 
 
 def _time(samples: Sequence[Sample], into: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> FloatArray:
