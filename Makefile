@@ -57,8 +57,9 @@ zoo: $(ready) ## real models out of public packages through the tool: docs/ZOO.m
 operators: $(ready) ## docs/OPERATORS.md: what the importer makes of onnx's own tests of every operator
 	@$(bin)/python -m tools.backend_tests --output docs/OPERATORS.md
 
-test: $(ready) ## the tests
-	@$(bin)/python -m pytest
+test: $(ready) ## the tests, side by side; those that measure time follow, one after the other
+	@$(bin)/python -m pytest -m 'not alone' -n auto --maxprocesses 8 --dist worksteal
+	@$(bin)/python -m pytest -m alone
 
 check: $(ready) ## what CI runs: ruff, mypy, tests
 	@$(bin)/ruff check .
@@ -66,7 +67,7 @@ check: $(ready) ## what CI runs: ruff, mypy, tests
 # The newest numpy for Python 3.10 has other type parameters than the one that the annotations are written for.
 	@if $(bin)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; \
 	    then $(bin)/mypy; else echo "mypy needs Python 3.11 or newer here: left out"; fi
-	@$(bin)/python -m pytest
+	@$(MAKE) --no-print-directory test
 
 clean: ## remove build output (not .venv, data, models or runs)
 	@rm -rf build dist

@@ -47,6 +47,7 @@ def slimmer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.alone
 def test_layers_of_both_files_are_paired_and_the_slower_ones_named(slimmer: Path) -> None:
     told = bench(MODEL, slimmer, "--json")
     assert told.exit_code == 0, told.output

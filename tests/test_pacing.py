@@ -12,6 +12,7 @@ from onnx import helper
 
 from batude_onnx import pacing
 from batude_onnx.budget import smallest_of
+from batude_onnx.decomposition import cp
 from batude_onnx.errors import BudgetError, BudgetMissedError, TooSlowError
 from batude_onnx.opening import Case, open_case
 from batude_onnx.pipeline import compress, plan
@@ -25,12 +26,15 @@ from batude_onnx.validation import Session
 from tests.layer_models import one_node, values
 from tests.pipelines import Listener, check, saved
 
+pytestmark = pytest.mark.alone
+
 MODEL = Path("models/resnet20-cifar10.onnx")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Short measurements, and their results in a folder that all these tests share."""
+    """Short measurements, their results in a folder that all these tests share, and CP's fits, of which there are many, short."""
+    monkeypatch.setattr(cp, "FITS", (1, 2))
     monkeypatch.setattr(timing, "SECONDS", 0.1)
     monkeypatch.setattr(timing, "PLAIN_SECONDS", 0.1)
     monkeypatch.setattr(pacing, "SECONDS", 0.5)

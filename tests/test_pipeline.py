@@ -83,6 +83,7 @@ def test_without_labels_agreement_is_what_counts(
     assert verdict.comparison.quality_other["top1_agreement"] > 50
 
 
+@pytest.mark.alone
 def test_a_run_takes_the_time_that_it_is_given(trained: Path, cifar_slice: Path, tmp_path: Path) -> None:
     listener = Listener()
     settings = replace(settings_for(trained, tmp_path, "2x", cifar_slice), seconds=14.0, recipe="batude")

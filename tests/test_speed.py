@@ -20,6 +20,8 @@ from batude_onnx.speed.model import SpeedModel, _time, blocks, ladder, measure
 from batude_onnx.speed.skeleton import skeleton
 from batude_onnx.validation import Kernel, channel_block, compare_latency, open_graph, profile
 
+pytestmark = pytest.mark.alone
+
 MODEL = Path("models/resnet20-cifar10.onnx")
 X = {"input": np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)}
 

@@ -119,6 +119,7 @@ def test_a_bias_that_training_moves_moves_in_all_places(tmp_path: Path, samples:
     assert len({node.input[2] for node in last}) == 1
 
 
+@pytest.mark.alone
 def test_their_times_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed.observing, "SECONDS", 0.02)
     monkeypatch.setattr(speed.observing, "PLAIN_SECONDS", 0.02)

@@ -95,6 +95,7 @@ def test_time_is_bounded_but_two_turns_are_run(clock: Clock) -> None:
     assert compare_latency(slow_a, slow_b, FEEDS, runs=1000, warmup=0, seconds=1)["runs"] == 4
 
 
+@pytest.mark.alone
 def test_real_models() -> None:
     """Sixteen convolutions against one: whatever the machine does, the ratio says which is slower."""
     names = ["x", *(f"c{k}" for k in range(15)), "y"]
