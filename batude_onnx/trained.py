@@ -42,7 +42,7 @@ MOMENTS = 512
 SENSITIVITY, SENSITIVITY_LEAST = 256, 16
 AFFORDABLE_MACS = 10**13
 # Samples on which it is told whether training has helped.
-JUDGED = 256
+JUDGED, JUDGED_LEAST = 1024, 128
 # Rewriting, onnxsim, and the latency of the two models in turns.
 WRITING_SECONDS = 7.0
 
@@ -138,8 +138,10 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
             metrics = statistics.collect_metrics(net, sites, prepared.moments, settings.seed) if recipe.measures else {}
     _factored(case, prepared, plan, metrics, watch)
     if epochs:
+        # The teacher is run with both.
+        judged = _affordable(case, 4.0, JUDGED_LEAST, JUDGED)
         tuned, note = judging.kept_if_better(
-            net, teacher, batches.sample(JUDGED, settings.seed + 3), recipe.objective,
+            net, teacher, batches.trial(judged, settings.seed + 3), recipe.objective,
             lambda: train(
                 net, teacher, batches, recipe, recipe.finetune, name="fine-tuning", epochs=epochs - learning, report=watch.train,
                 seconds=None if timetable is None else max(timetable.left(), 1e-3), keys=keys,

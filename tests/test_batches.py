@@ -125,6 +125,22 @@ def test_a_sample_is_drawn_without_repeats_and_as_it_is() -> None:
     assert not torch.equal(parts[0], batches.sample(25, seed=4)[0])
 
 
+def test_a_trial_comes_as_in_training_and_leaves_training_as_it_is() -> None:
+    images, labels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.arange(40)
+
+    def batches() -> Batches:
+        return Batches(images, labels, batch=16, augmentation=Augmentation(shift=2, flip=True), seed=5)
+
+    made, other = batches(), batches()
+    trial = made.trial(40, seed=3)
+    drawn = torch.cat([found for _, found in trial if found is not None])
+    assert sorted(drawn.tolist()) == list(range(40))
+    plain = torch.cat([x for x, _ in made.in_order()])[drawn]
+    assert not torch.equal(torch.cat([x for x, _ in trial]), plain)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(trial, batches().trial(40, seed=3), strict=True))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(made.shuffled(), other.shuffled(), strict=True))
+
+
 def test_whether_a_network_takes_any_batch_is_seen_by_trying() -> None:
     assert takes_any_batch(imported(network()), floats(4, 3, 8, 8))
     for size, wanted in (([4, 12], False), ([-1, 12], True)):

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from batude_onnx.importer import GraphNet
-from batude_onnx.training.judging import apart, kept_if_better
+from batude_onnx.training.judging import kept_if_better, loss_of
 from batude_onnx.training.losses import Objective
 from tests.importer_graphs import imported
 from tests.small_models import floats, network
 
-SAMPLES = [torch.from_numpy(floats(16, 3, 8, 8)), torch.from_numpy(floats(8, 3, 8, 8, seed=1))]
+SAMPLES = [(torch.from_numpy(floats(16, 3, 8, 8)), None), (torch.from_numpy(floats(8, 3, 8, 8, seed=1)), None)]
 TEACHER = imported(network())
 
 
@@ -28,8 +28,8 @@ def test_what_is_nearer_to_the_teacher_is_kept() -> None:
     told, note = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, -0.2))
     assert told is net
     assert note is None
-    assert apart(net, TEACHER, SAMPLES, Objective()) == pytest.approx(
-        apart(moved(moved(imported(network()), 0.3), -0.2), TEACHER, SAMPLES, Objective())
+    assert loss_of(net, TEACHER, SAMPLES, Objective()) == pytest.approx(
+        loss_of(moved(moved(imported(network()), 0.3), -0.2), TEACHER, SAMPLES, Objective())
     )
 
 
@@ -38,7 +38,7 @@ def test_what_is_farther_is_taken_back_and_said() -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     _, note = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, 0.3))
     assert note is not None
-    assert "away from the original" in note
+    assert "raised the loss" in note
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -53,11 +53,25 @@ def test_without_a_teacher_training_is_taken_at_its_word() -> None:
     net = imported(network())
     _, note = kept_if_better(net, TEACHER, SAMPLES, Objective(distill=0.0), lambda: moved(net, 0.3))
     assert note is None
-    assert apart(net, TEACHER, SAMPLES, Objective()) > 0
+    assert loss_of(net, TEACHER, SAMPLES, Objective()) > 0
 
 
 def test_the_distance_is_the_mean_over_batches() -> None:
     net = moved(imported(network()), 0.2)
-    each = [apart(net, TEACHER, [x], Objective()) for x in SAMPLES]
-    assert apart(net, TEACHER, SAMPLES, Objective()) == pytest.approx(sum(each) / 2)
-    assert apart(TEACHER, TEACHER, SAMPLES, Objective()) == pytest.approx(0.0, abs=1e-6)
+    each = [loss_of(net, TEACHER, [one], Objective()) for one in SAMPLES]
+    assert loss_of(net, TEACHER, SAMPLES, Objective()) == pytest.approx(sum(each) / 2)
+    assert loss_of(TEACHER, TEACHER, SAMPLES, Objective()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_labels_count_as_they_do_in_training() -> None:
+    """A network that answers as the labels say, where the teacher does not, is the better one only by its labels."""
+    teacher, net = imported(network()), imported(network())
+    (x, _), *_ = SAMPLES
+    net = moved(net, 0.3)
+    with torch.no_grad():
+        said = net.eval()(x)[0].argmax(1)
+    by_labels = Objective(distill=0.01)
+    _, note = kept_if_better(moved(net, -0.3 / 1.3), teacher, [(x, said)], by_labels, lambda: moved(net, 0.3))
+    assert note is None
+    _, note = kept_if_better(moved(net, -0.3 / 1.3), teacher, [(x, None)], by_labels, lambda: moved(net, 0.3))
+    assert note is not None

@@ -80,11 +80,12 @@ class Batches:
     def samples(self) -> int:
         return len(self.inputs)
 
-    def _prepare(self, index: Tensor, augment: bool) -> tuple[Tensor, Tensor | None]:
+    def _prepare(self, index: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
+        """The samples at `index`; augmented where there is a `generator`."""
         x = self.inputs[index]
         if x.dtype == torch.uint8:
-            if augment:
-                x = self.augmentation(x, self.generator)
+            if generator is not None:
+                x = self.augmentation(x, generator)
             x = (x.to(torch.float32) * self._scale + self._offset).permute(0, 3, 1, 2)
         return x, None if self.labels is None else self.labels[index]
 
@@ -92,20 +93,29 @@ class Batches:
         """One epoch in a new random order, augmented."""
         order = torch.randperm(len(self.inputs), generator=self.generator).to(self.inputs.device)
         for k in range(len(self)):
-            yield self._prepare(order[k * self.batch : (k + 1) * self.batch], augment=True)
+            yield self._prepare(order[k * self.batch : (k + 1) * self.batch], self.generator)
 
     def sample(self, count: int, seed: int = 0) -> list[Tensor]:
         """The inputs of `count` samples drawn at random (all of them where there are fewer), as they are, in batches."""
-        drawn = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(seed))[:count].to(self.inputs.device)
+        drawn = self._drawn(count, torch.Generator().manual_seed(seed))
+        return [self._prepare(index, None)[0] for index in drawn]
+
+    def trial(self, count: int, seed: int = 0) -> list[tuple[Tensor, Tensor | None]]:
+        """As `sample`, but as they come in training: augmented, with their labels. It takes no part in what training draws."""
+        generator = torch.Generator().manual_seed(seed)
+        return [self._prepare(index, generator) for index in self._drawn(count, generator)]
+
+    def _drawn(self, count: int, generator: torch.Generator) -> list[Tensor]:
+        drawn = torch.randperm(len(self.inputs), generator=generator)[:count].to(self.inputs.device)
         end = len(drawn) // self.batch * self.batch if self.whole else len(drawn)
-        return [self._prepare(drawn[k : min(k + self.batch, end)], augment=False)[0] for k in range(0, end, self.batch)]
+        return [drawn[k : min(k + self.batch, end)] for k in range(0, end, self.batch)]
 
     def in_order(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Every sample once (the first `limit` of them), as it is."""
         n = len(self.inputs) if limit is None else min(limit, len(self.inputs))
         index = torch.arange(n, device=self.inputs.device)
         for k in range(0, n, self.batch):
-            yield self._prepare(index[k : k + self.batch], augment=False)
+            yield self._prepare(index[k : k + self.batch], None)
 
 
 def takes_any_batch(net: nn.Module, samples: np.ndarray) -> bool:
