@@ -138,12 +138,13 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
             metrics = statistics.collect_metrics(net, sites, prepared.moments, settings.seed) if recipe.measures else {}
     _factored(case, prepared, plan, metrics, watch)
     if epochs:
-        # The teacher is run with both.
-        judged = _affordable(case, 4.0, JUDGED_LEAST, JUDGED)
+        # Both networks are run three times.
+        trial = batches.trial(_affordable(case, 6.0, JUDGED_LEAST, JUDGED), settings.seed + 3)
+        phase = recipe.finetune.from_distance(judging.distance_of(net, teacher, trial))
         tuned, note = judging.kept_if_better(
-            net, teacher, batches.trial(judged, settings.seed + 3), recipe.objective,
+            net, teacher, trial, recipe.objective,
             lambda: train(
-                net, teacher, batches, recipe, recipe.finetune, name="fine-tuning", epochs=epochs - learning, report=watch.train,
+                net, teacher, batches, recipe, phase, name="fine-tuning", epochs=epochs - learning, report=watch.train,
                 seconds=None if timetable is None else max(timetable.left(), 1e-3), keys=keys,
             ),
         )  # fmt: skip

@@ -9,6 +9,7 @@ made the network more accurate.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import sqrt
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor
 from batude_onnx.importer import GraphNet
 from batude_onnx.training.loop import step_of
 from batude_onnx.training.losses import Objective
+from batude_onnx.training.statistics import is_classifier, logits_of
+
+# What a squared norm is at least.
+LEAST = 1e-12
 
 Told = TypeVar("Told")
 Trial = Sequence[tuple[Tensor, "Tensor | None"]]
@@ -28,6 +33,25 @@ def loss_of(net: GraphNet, teacher: GraphNet, trial: Trial, objective: Objective
     teacher.eval()
     with torch.no_grad():
         return sum(float(step_of(net, teacher, objective, x, labels)[0]) for x, labels in trial) / len(trial)
+
+
+def distance_of(net: GraphNet, teacher: GraphNet, trial: Trial) -> float:
+    """The norm of what lies between the outputs of both, as a share of that of the teacher's; logits without what all of a row
+    have in common, since no answer depends on it."""
+    net.eval()
+    teacher.eval()
+    apart, whole = 0.0, 0.0
+    with torch.no_grad():
+        for x, _ in trial:
+            for ours, theirs in zip(net(x), teacher(x), strict=True):
+                if not theirs.is_floating_point():
+                    continue
+                if is_classifier((theirs,)):
+                    ours, theirs = (logits - logits.mean(1, keepdim=True) for logits in (logits_of(ours), logits_of(theirs)))
+                known = theirs.isfinite() & ours.isfinite()
+                apart += float((ours - theirs)[known].float().square().sum())
+                whole += float(theirs[known].float().square().sum())
+    return sqrt(apart / max(whole, LEAST))
 
 
 def kept_if_better(

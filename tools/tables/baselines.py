@@ -93,7 +93,8 @@ class SolvedRules(PlainRules):
         return MeasuredRules(self.sites, self.terms, self.metrics, self.curves).ranks(v)
 
 
-DEFAULT = RECIPES["default"]
+# Steps of one length, which is that of the default recipe's from a start as far away as theirs.
+DEFAULT = replace(RECIPES["default"], finetune=replace(RECIPES["default"].finetune, far=0.0))
 PLAIN = replace(DEFAULT, measures=False, formats=False, share=0.0, refit=False)
 register(replace(PLAIN, name="std-tucker", rules=UniformRules))
 register(replace(PLAIN, name="vbmf", rules=VbmfRules))

@@ -20,7 +20,8 @@ HEAD = """# Results
 Rendered from `results/*.json` by `make tables-render`; no figure is typed by hand. Every row starts from the same ONNX file, is
 compressed, proved and scored in onnxruntime, once: the tables on the whole test set, the ablations on 5,000 training images held
 out (`tools/hold_out.py`), with a network that was trained without them. Parameters and MACs are counted in the written file. The
-settings of the default recipe were chosen on these, with one seed each; the baselines fine-tune with the same ones.
+settings of the default recipe were chosen on these, with one seed each; the baselines fine-tune with the same ones, and take
+whole steps as a start far from the original does.
 `default` solves the ranks once and gives all epochs to the factors; `no-cp` is the same without CP among the methods that may
 factor a layer, and `batude` is that with the first fifth of the epochs given to BC-ADL. *change* is against each one's own
 baseline, the paper's against the paper's. A row that has not been run is marked so. *s* is time on the clock: runs shared the

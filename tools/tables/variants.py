@@ -1,7 +1,8 @@
 """The ablations: a recipe with one thing changed. Importing this registers each variant as a recipe.
 
-That recipe is the default one as it was before layers could be factored by CP, `no-cp`; what CP adds has groups of its own. They
-run on a network that was trained without the held-out images (`models/resnet20-cifar10-dev.onnx`) and are scored on those.
+That recipe is the default one as it was before layers could be factored by CP and steps were shorter for a near start, `no-cp`;
+what these add has groups of its own. They run on a network that was trained without the held-out images
+(`models/resnet20-cifar10-dev.onnx`) and are scored on those.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ class Smoothed(Objective):
 
 
 DEFAULT = RECIPES["default"]
-BASE = register(replace(DEFAULT, name="no-cp", without=("cp",)))
+# Steps of one length wherever the start is.
+EVEN = replace(DEFAULT, finetune=replace(DEFAULT.finetune, far=0.0))
+BASE = register(replace(EVEN, name="no-cp", without=("cp",)))
 
 
 def _variant(base: Recipe, name: str, **changed: Any) -> str:
@@ -106,13 +109,13 @@ def _share(share: float, name: str = "share", **changed: Any) -> str:
 
 
 SCORES = (
-    _variant(DEFAULT, "score-raw", rules=PaperRules, formats=False),
+    _variant(EVEN, "score-raw", rules=PaperRules, formats=False),
     _variant(BASE, "score-normalised", rules=NormalisedRules),
     _variant(BASE, "score-inputs", rules=InputRules),
     _variant(BASE, "score-both-sides", rules=WhitenedRules),
     "no-cp",
 )
-ONE_METHOD = _variant(DEFAULT, "tucker-only", formats=False)
+ONE_METHOD = _variant(EVEN, "tucker-only", formats=False)
 NO_AVERAGE = _variant(BASE, "no-average", finetune=replace(BASE.finetune, average=0.0))
 SGD = tuple(_variant(BASE, f"sgd-{rate:g}", finetune=replace(BASE.finetune, lr=rate, turn=0.0)) for rate in (0.003, 0.01, 0.03))
 TURNS = tuple(_variant(BASE, f"turn-{turn:g}", finetune=replace(BASE.finetune, turn=turn)) for turn in (0.0015, 0.006, 0.012))
@@ -131,8 +134,9 @@ FEATURES = tuple(_variant(BASE, f"features-{weight:g}", objective=Objective(feat
 
 # The default recipe itself with one thing changed.
 NEXT = tuple(
-    _variant(DEFAULT, f"default-turn-{turn:g}", finetune=replace(DEFAULT.finetune, turn=turn)) for turn in (0.0015, 0.006)
+    _variant(EVEN, f"default-turn-{turn:g}", finetune=replace(EVEN.finetune, turn=turn)) for turn in (0.0015, 0.003, 0.006)
 )
+THIRD = _variant(EVEN, "default-turn-0.00095", finetune=replace(EVEN.finetune, turn=0.00095))
 MORE = (
     _variant(DEFAULT, "default-features-1", objective=Objective(features=1.0)),
     _variant(DEFAULT, "default-batch-64", batch=64),
@@ -152,7 +156,8 @@ GROUPS = (
     Group("Methods that factor a layer, at 6.8x", (ONE_METHOD, "no-cp", "default"), 5.0, budget="6.8x"),
     Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("no-cp", *TURNS[:2], *SGD), 2.0),
     Group("Orthogonal steps, at 6.8x", ("no-cp", *TURNS), 5.0, budget="6.8x"),
-    Group("The default recipe itself with one thing changed", ("default", *NEXT), 2.0),
+    Group("The default recipe itself with one thing changed", ("default", THIRD, *NEXT), 2.0),
+    Group("The default recipe itself with steps of one length", NEXT[:2], 10.0, (0,)),
     Group("The default recipe itself with one thing changed, at 6.8x", ("default", *NEXT, *MORE), 5.0, budget="6.8x"),
     Group("Rates of a baseline, which starts from plain factors", ("std-tucker", *FAR), 2.0, (0,)),
     Group("BatchNorm restored, or folded as in the file", (_variant(BASE, "folded", restore=False), "no-cp"), 2.0),
