@@ -140,7 +140,9 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
     if epochs:
         # Both networks are run three times.
         trial = batches.trial(_affordable(case, 6.0, JUDGED_LEAST, JUDGED), settings.seed + 3)
-        phase = recipe.finetune.from_distance(judging.distance_of(net, teacher, trial))
+        phase = recipe.finetune
+        if phase.far:
+            phase = phase.from_distance(judging.distance_of(net, teacher, trial))
         tuned, note = judging.kept_if_better(
             net, teacher, trial, recipe.objective,
             lambda: train(

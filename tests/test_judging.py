@@ -56,7 +56,7 @@ def test_without_a_teacher_training_is_taken_at_its_word() -> None:
     assert loss_of(net, TEACHER, SAMPLES, Objective()) > 0
 
 
-def test_the_distance_is_the_mean_over_batches() -> None:
+def test_the_loss_is_the_mean_over_batches() -> None:
     net = moved(imported(network()), 0.2)
     each = [loss_of(net, TEACHER, [one], Objective()) for one in SAMPLES]
     assert loss_of(net, TEACHER, SAMPLES, Objective()) == pytest.approx(sum(each) / 2)

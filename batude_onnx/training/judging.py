@@ -43,11 +43,13 @@ def distance_of(net: GraphNet, teacher: GraphNet, trial: Trial) -> float:
     apart, whole = 0.0, 0.0
     with torch.no_grad():
         for x, _ in trial:
-            for ours, theirs in zip(net(x), teacher(x), strict=True):
+            found, wanted = net(x), teacher(x)
+            if is_classifier(wanted):
+                logits = (logits_of(found[0]), logits_of(wanted[0]))
+                found, wanted = ((each - each.mean(1, keepdim=True),) for each in logits)
+            for ours, theirs in zip(found, wanted, strict=True):
                 if not theirs.is_floating_point():
                     continue
-                if is_classifier((theirs,)):
-                    ours, theirs = (logits - logits.mean(1, keepdim=True) for logits in (logits_of(ours), logits_of(theirs)))
                 known = theirs.isfinite() & ours.isfinite()
                 apart += float((ours - theirs)[known].float().square().sum())
                 whole += float(theirs[known].float().square().sum())

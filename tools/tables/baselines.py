@@ -93,9 +93,9 @@ class SolvedRules(PlainRules):
         return MeasuredRules(self.sites, self.terms, self.metrics, self.curves).ranks(v)
 
 
-# Steps of one length, which is that of the default recipe's from a start as far away as theirs.
-DEFAULT = replace(RECIPES["default"], finetune=replace(RECIPES["default"].finetune, far=0.0))
-PLAIN = replace(DEFAULT, measures=False, formats=False, share=0.0, refit=False)
+# The default recipe with steps of one length, which is that of its own from a start as far away as these have.
+EVEN = replace(RECIPES["default"], finetune=replace(RECIPES["default"].finetune, far=0.0))
+PLAIN = replace(EVEN, measures=False, formats=False, share=0.0, refit=False)
 register(replace(PLAIN, name="std-tucker", rules=UniformRules))
 register(replace(PLAIN, name="vbmf", rules=VbmfRules))
-register(replace(DEFAULT, name="admm-tucker", rules=SolvedRules, formats=False, share=0.5, freeze=0.0, refit=False))
+register(replace(EVEN, name="admm-tucker", rules=SolvedRules, formats=False, share=0.5, freeze=0.0, refit=False))

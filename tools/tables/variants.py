@@ -22,7 +22,7 @@ from batude_onnx.training.losses import Objective
 from batude_onnx.training.recipe import RECIPES, Recipe, register
 from batude_onnx.training.rules import MeasuredRules, PaperRules
 from batude_onnx.training.statistics import logits_of
-from tools.tables import baselines as baselines
+from tools.tables.baselines import EVEN
 from tools.tables.rows import Row
 
 MODEL, BUDGET = "resnet20-dev", "2.6x"
@@ -94,8 +94,6 @@ class Smoothed(Objective):
 
 
 DEFAULT = RECIPES["default"]
-# Steps of one length wherever the start is.
-EVEN = replace(DEFAULT, finetune=replace(DEFAULT.finetune, far=0.0))
 BASE = register(replace(EVEN, name="no-cp", without=("cp",)))
 
 
