@@ -57,6 +57,7 @@ def facts(case: Case, result: TrainResult, seconds: float) -> dict[str, object]:
         "seconds": round(seconds, 1),
         "recipe": settings.recipe if settings.data is not None else "training-free",
         "epochs": round(sum({str(row["phase"]): float(row["epochs"]) for row in result.history}.values()), 2),
+        "judged": {} if result.judged is None else {**asdict(result.judged), "helped": result.judged.helped},
         "seed": settings.seed,
         "training_samples": len(case.runs) if case.dataset is None else len(case.dataset.x_train),
         "inputs": {} if settings.data is not None else {name: asdict(given) for name, given in case.seen.feeding.given.items()},

@@ -263,7 +263,7 @@ def _faster(
     if isinstance(way, trained.Prepared):
         prepared = replace(way, planned=planned)
         found, outputs = trained.smaller(case, prepared, watch)
-        found = replace(found, history=result.history)
+        found = replace(found, history=result.history, judged=result.judged)
         return prepared, found, outputs if outputs is not None else _dense_outputs(case, found)
     again = planned if isinstance(way, Planned) else replace(way, planned=planned)
     found = _untrained(case, again, watch, spool)

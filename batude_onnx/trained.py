@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,7 @@ from batude_onnx.importer import GraphNet, any_batch, import_graph, inlined
 from batude_onnx.opening import Case, classes
 from batude_onnx.outside import Outside
 from batude_onnx.proving import Feeds, batch_of, outputs_of
-from batude_onnx.records import FloatArray, RankPlan, Site, TrainResult
+from batude_onnx.records import FloatArray, Judged, RankPlan, Site, TrainResult
 from batude_onnx.settings import Watch
 from batude_onnx.trainable import imported, listed, trained
 from batude_onnx.training import compressing, judging, normalisation, planning, refit, sensitivity, statistics
@@ -122,6 +122,7 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
         watch.say("every layer fits into the budget as it is: nothing is trained")
         return TrainResult(plan, {}, {}, {}), outputs_of(case.original, case.feeds)
     history: tuple[Mapping[str, float | int | str], ...] = ()
+    judged: Judged | None = None
     keys = [site.key for site in sites]
     timetable = None if settings.seconds is None else Timetable(began, settings.seconds, _proving_seconds(case))
     epochs = settings.epochs if timetable is None else _epochs_in(timetable, net, teacher, batches, recipe, keys, watch)
@@ -143,7 +144,7 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
         phase = recipe.finetune
         if phase.far:
             phase = phase.from_distance(judging.distance_of(net, teacher, trial))
-        tuned, note = judging.kept_if_better(
+        tuned, judged = judging.kept_if_better(
             net, teacher, trial, recipe.objective,
             lambda: train(
                 net, teacher, batches, recipe, phase, name="fine-tuning", epochs=epochs - learning, report=watch.train,
@@ -151,9 +152,13 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
             ),
         )  # fmt: skip
         history = (*history, *tuned)
-        if note:
-            watch.say(note)
-    return compressing.harvest(net, case.seen.sites, plan, history), None if net.refused else _outputs(net, case)
+        if judged is not None and not judged.helped:
+            watch.say(
+                f"training raised the loss that it was to lower ({judged.start:.3g} to {judged.trained:.3g}): what the fit in "
+                "closed form gave is kept; more data or epochs may help"
+            )
+    result = replace(compressing.harvest(net, case.seen.sites, plan, history), judged=judged)
+    return result, None if net.refused else _outputs(net, case)
 
 
 def smaller(case: Case, prepared: Prepared, watch: Watch) -> tuple[TrainResult, Feeds | None]:

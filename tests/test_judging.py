@@ -25,9 +25,11 @@ def moved(net: GraphNet, by: float) -> GraphNet:
 
 def test_what_is_nearer_to_the_teacher_is_kept() -> None:
     net = moved(imported(network()), 0.3)
-    told, note = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, -0.2))
+    told, judged = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, -0.2))
     assert told is net
-    assert note is None
+    assert judged is not None
+    assert judged.helped
+    assert judged.trained == loss_of(net, TEACHER, SAMPLES, Objective()) < judged.start
     assert loss_of(net, TEACHER, SAMPLES, Objective()) == pytest.approx(
         loss_of(moved(moved(imported(network()), 0.3), -0.2), TEACHER, SAMPLES, Objective())
     )
@@ -36,23 +38,25 @@ def test_what_is_nearer_to_the_teacher_is_kept() -> None:
 def test_what_is_farther_is_taken_back_and_said() -> None:
     net = moved(imported(network()), 0.1)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    _, note = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, 0.3))
-    assert note is not None
-    assert "raised the loss" in note
+    _, judged = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, 0.3))
+    assert judged is not None
+    assert not judged.helped
+    assert judged.trained > judged.start == loss_of(net, TEACHER, SAMPLES, Objective())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_what_is_no_number_is_taken_back() -> None:
     net = moved(imported(network()), 0.1)
-    _, note = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, float("nan")))
-    assert note is not None
+    _, judged = kept_if_better(net, TEACHER, SAMPLES, Objective(), lambda: moved(net, float("nan")))
+    assert judged is not None
+    assert not judged.helped
     assert all(value.isfinite().all() for value in net.state_dict().values())
 
 
 def test_without_a_teacher_training_is_taken_at_its_word() -> None:
     net = imported(network())
-    _, note = kept_if_better(net, TEACHER, SAMPLES, Objective(distill=0.0), lambda: moved(net, 0.3))
-    assert note is None
+    _, judged = kept_if_better(net, TEACHER, SAMPLES, Objective(distill=0.0), lambda: moved(net, 0.3))
+    assert judged is None
     assert loss_of(net, TEACHER, SAMPLES, Objective()) > 0
 
 
@@ -71,10 +75,12 @@ def test_labels_count_as_they_do_in_training() -> None:
     with torch.no_grad():
         said = net.eval()(x)[0].argmax(1)
     by_labels = Objective(distill=0.01)
-    _, note = kept_if_better(moved(net, -0.3 / 1.3), teacher, [(x, said)], by_labels, lambda: moved(net, 0.3))
-    assert note is None
-    _, note = kept_if_better(moved(net, -0.3 / 1.3), teacher, [(x, None)], by_labels, lambda: moved(net, 0.3))
-    assert note is not None
+    _, judged = kept_if_better(moved(net, -0.3 / 1.3), teacher, [(x, said)], by_labels, lambda: moved(net, 0.3))
+    assert judged is not None
+    assert judged.helped
+    _, judged = kept_if_better(moved(net, -0.3 / 1.3), teacher, [(x, None)], by_labels, lambda: moved(net, 0.3))
+    assert judged is not None
+    assert not judged.helped
 
 
 def test_the_distance_is_a_share_of_what_the_teacher_answers() -> None:

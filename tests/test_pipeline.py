@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from batude_onnx.loading import preprocess
 from batude_onnx.pipeline import compress, validate
 from batude_onnx.proving import Feeds
 from batude_onnx.settings import Source
+from batude_onnx.training.recipe import RECIPES, Phase
 from batude_onnx.validation import Session, open_session
 from tests.layer_models import values
 from tests.loading_models import FLOAT, model_of
@@ -81,6 +83,25 @@ def test_without_labels_agreement_is_what_counts(
     # Without a test split a tenth of the training samples is held out.
     assert verdict.facts["training_samples"] == (288 if make is floats else 320)
     assert verdict.comparison.quality_other["top1_agreement"] > 50
+    judged = verdict.facts["judged"]
+    assert isinstance(judged, dict)
+    assert judged["helped"] == (judged["trained"] <= judged["start"])
+
+
+def test_training_that_does_harm_is_taken_back_and_said(
+    trained: Path, cifar_slice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that throw every weight over leave what the fit in closed form gave, and the report has both losses."""
+    wild = replace(RECIPES["default"], finetune=Phase(lr=0.01, turn=10.0))
+    monkeypatch.setitem(RECIPES, "default", wild)
+    listener = Listener()
+    settings = settings_for(trained, tmp_path, "2x", cifar_slice, epochs=0.5)
+    verdict = compress(settings, listener)
+    check(verdict, settings)
+    assert any("training raised the loss that it was to lower" in line for line in listener.said)
+    assert verdict.facts["epochs"] == 0.5
+    assert not json.loads(settings.output.with_suffix(".json").read_text())["facts"]["judged"]["helped"]
+    assert verdict.comparison.quality_other["top1_agreement"] > 80
 
 
 @pytest.mark.alone

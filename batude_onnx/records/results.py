@@ -11,10 +11,23 @@ from batude_onnx.records.layers import FactorChain
 
 
 @dataclass(frozen=True)
+class Judged:
+    """The loss that training was to lower, before (`start`) and after it (`trained`), on the same samples."""
+
+    start: float
+    trained: float
+
+    @property
+    def helped(self) -> bool:
+        """Whether what was trained is kept: not where the loss rose, or is no number."""
+        return self.trained <= self.start
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """What training hands on: chains for the chosen sites, new values of every other weight by initializer name.
 
-    `kept`: why sites were left whole that the plan does not name.
+    `kept`: why sites were left whole that the plan does not name. `judged`: None where nothing was trained, or by labels alone.
     """
 
     plan: RankPlan
@@ -23,6 +36,7 @@ class TrainResult:
     biases: Mapping[str, FloatArray]
     history: tuple[Mapping[str, float | int | str], ...] = ()
     kept: Mapping[str, str] = field(default_factory=dict)
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True)

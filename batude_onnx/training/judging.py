@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from batude_onnx.importer import GraphNet
+from batude_onnx.records import Judged
 from batude_onnx.training.loop import step_of
 from batude_onnx.training.losses import Objective
 from batude_onnx.training.statistics import is_classifier, logits_of
@@ -58,20 +59,16 @@ def distance_of(net: GraphNet, teacher: GraphNet, trial: Trial) -> float:
 
 def kept_if_better(
     net: GraphNet, teacher: GraphNet, trial: Trial, objective: Objective, train: Callable[[], Told]
-) -> tuple[Told, str | None]:
-    """What `train`, which changes `net`, gives back; and where that raised its loss on `trial`, a sentence that says so.
+) -> tuple[Told, Judged | None]:
+    """What `train`, which changes `net`, gives back; and its loss on `trial` before and after.
 
-    `net` is then what it was. An objective without a teacher is taken at its word.
+    Where that has not helped, `net` is what it was. An objective without a teacher is taken at its word, and not judged.
     """
     if not objective.distill:
         return train(), None
     before, start = loss_of(net, teacher, trial, objective), {name: value.clone() for name, value in net.state_dict().items()}
     told = train()
-    after = loss_of(net, teacher, trial, objective)
-    if after <= before:
-        return told, None
-    net.load_state_dict(start)
-    return told, (
-        f"training raised the loss that it was to lower ({before:.3g} to {after:.3g}): what the fit in closed form gave is kept; "
-        "more data or epochs may help"
-    )
+    judged = Judged(before, loss_of(net, teacher, trial, objective))
+    if not judged.helped:
+        net.load_state_dict(start)
+    return told, judged

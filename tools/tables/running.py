@@ -105,6 +105,7 @@ def run(row: Row, models: Path, data: Path, results: Path, device: str, watch: W
         "ranks": verdict.ranks,
         "methods": verdict.methods,
         "seconds": verdict.facts["seconds"],
+        "judged": verdict.facts["judged"],
         "training_samples": verdict.facts["training_samples"],
         "hardware": hardware(device),
         "threads": verdict.facts["threads"],
