@@ -28,7 +28,7 @@ from batude_onnx.proving import Feeds, batch_of, outputs_of
 from batude_onnx.records import FloatArray, Judged, RankPlan, Site, TrainResult
 from batude_onnx.settings import Watch
 from batude_onnx.trainable import imported, listed, trained
-from batude_onnx.training import compressing, judging, normalisation, planning, refit, sensitivity, statistics
+from batude_onnx.training import compressing, judging, memory, normalisation, planning, refit, sensitivity, statistics
 from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.loop import train
 from batude_onnx.training.planning import Planned
@@ -60,6 +60,7 @@ class Prepared:
     planned: Planned
 
 
+@memory.kept()
 def prepare(case: Case, trains: bool, watch: Watch) -> tuple[Prepared | None, str]:
     """What training will need, and the ranks; None, and the reason, where the graph cannot be trained or need not be imported."""
     net, reason = imported(case, trains)
@@ -113,6 +114,7 @@ def _opened(case: Case, net: GraphNet) -> tuple[GraphNet, ir.Model, int | None]:
     return (other, graph, None) if same else (net, case.model, fixed)
 
 
+@memory.kept()
 def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[TrainResult, Feeds | None]:
     """The trained network's chains and weights, and what it gives for the parity samples (None where it is only a part)."""
     settings, recipe = case.settings, RECIPES[case.settings.recipe]
@@ -161,6 +163,7 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
     return result, None if net.refused else _outputs(net, case)
 
 
+@memory.kept()
 def smaller(case: Case, prepared: Prepared, watch: Watch) -> tuple[TrainResult, Feeds | None]:
     """The network that `finish` has trained with the ranks of another plan, fitted in closed form to what it was."""
     net, plan = prepared.net, prepared.planned.plan
