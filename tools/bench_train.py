@@ -23,7 +23,7 @@ from batude_onnx.budget import Terms, parse_budget
 from batude_onnx.importer import GraphNet, import_graph
 from batude_onnx.loading import load_model
 from batude_onnx.proving import survey
-from batude_onnx.training import compressing, normalisation
+from batude_onnx.training import compressing, memory, normalisation
 from batude_onnx.training.batches import Augmentation, Batches
 from batude_onnx.training.loop import train
 from batude_onnx.training.precision import native_bfloat16
@@ -101,12 +101,14 @@ def main(model: Path, samples: int, runs: int, device: str) -> None:
         plain_epoch(nets[0], teachers[0], moved, targets, RECIPE.batch)
 
     def ours() -> None:
-        train(nets[1], teachers[1], batches, RECIPE, RECIPE.bcadl, name="plain", epochs=1, report=lambda _: None)
+        with memory.kept():
+            train(nets[1], teachers[1], batches, RECIPE, RECIPE.bcadl, name="plain", epochs=1, report=lambda _: None)
 
     def learning() -> None:
-        compressing.learn_ranks(
-            nets[2], teachers[2], seen.compressible, batches, RECIPE, rules, metric="params", epochs=1, report=lambda _: None
-        )
+        with memory.kept():
+            compressing.learn_ranks(
+                nets[2], teachers[2], seen.compressible, batches, RECIPE, rules, metric="params", epochs=1, report=lambda _: None
+            )
 
     eager, fast, bcadl = minima([plain, ours, learning], runs, device)
     where = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{torch.get_num_threads()} threads"
