@@ -24,8 +24,9 @@ settings of the default recipe were chosen on these, with one seed each; the bas
 whole steps as a start far from the original does.
 `default` solves the ranks once and gives all epochs to the factors; `no-cp` is the same without CP among the methods that may
 factor a layer, and `batude` is that with the first fifth of the epochs given to BC-ADL. *change* is against each one's own
-baseline, the paper's against the paper's. A row that has not been run is marked so. *s* is time on the clock: runs shared the
-machine, and one of admm-tucker stood still for 90 minutes of it.
+baseline, the paper's against the paper's. A row that has not been run is marked so. Where training raised the loss that it was
+to lower, it was taken back, and *Evidence* says so (of rows run since it is written down). *s* is time on the clock: runs shared
+the machine, and one of admm-tucker stood still for 90 minutes of it.
 """
 
 
@@ -150,8 +151,18 @@ def _evidence(results: Results) -> str:
     for name, record in results.items():
         machine, versions = record["hardware"], record["versions"]
         where = machine.get("gpu") or f"{machine['cores']} cores, {machine['cpu']}"
-        rows.append([name, str(record["test_images"]), where, f"torch {versions['torch']}, Python {versions['python']}"])
-    return table(["results/", "n", "hardware", "versions"], rows)
+        ran = f"torch {versions['torch']}, Python {versions['python']}"
+        rows.append([name, str(record["test_images"]), _judged(record), where, ran])
+    return table(["results/", "n", "loss in training", "hardware", "versions"], rows)
+
+
+def _judged(record: Record) -> str:
+    """The loss that training was to lower, before and after; empty where nothing was trained, or it was not written down."""
+    judged = record.get("judged")
+    if not judged:
+        return ""
+    trained = "no number" if judged["trained"] is None else f"{judged['trained']:.3f}"
+    return f"{judged['start']:.3f} → {trained}" + ("" if judged["helped"] else ", taken back")
 
 
 def render(results: Results) -> str:
