@@ -177,7 +177,7 @@ def test_round_trip_through_training_to_the_written_file() -> None:
     assert [key for key in ("c1", "c2", "c3", "c4", "y") if net.after(key) is not None] == ["c1", "c2", "c4"]
     ranks = {"c1": (3, 2), "c2": None, "c3": (4,), "c4": None, "y": None}
     decompose(net, sites, RankPlan(ranks, Cost(0, 0)), {})
-    recipe = replace(RECIPES["default"], batch=32)
+    recipe = replace(RECIPES["default"], batch=32, restore=True)
     train(net, teacher, batches, recipe, Phase(lr=0.05), name="tuning", epochs=6, report=lambda _: None)
     result = harvest(net, sites, RankPlan(ranks, Cost(0, 0)))
     assert set(result.chains) == {"c1", "c3"}
@@ -192,6 +192,29 @@ def test_round_trip_through_training_to_the_written_file() -> None:
     assert {key: kept[key].bias for key in ("c2", "c4", "y")} == {"c2": "b2", "c4": "b4", "y": "b5"}
     spent = sum(method_of(made).cost(made, ranks[made.key] or (1,)).params if ranks[made.key] else made.params for made in sites)
     assert sum(made.params for made in kept.values()) == spent
+
+
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_statistics_move_only_where_batchnorm_goes_by_the_batch(by_batch: bool) -> None:
+    """Scale and shift of a graph's own BatchNorm are trained either way; its mean and variance by no default."""
+    weights = {"w": floats(4, 3, 3, 3), "wy": floats(4, 5), "by": floats(5)}
+    vectors = {name: 0.5 + np.abs(floats(4, seed=9)) for name in ("scale", "shift", "mean", "var")}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "scale", "shift", "mean", "var"], ["n"]),
+        helper.make_node("GlobalAveragePool", ["n"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "wy", "by"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])
+    model = model_of(nodes, [x], [y], {**weights, **vectors})
+    net = imported(model)
+    batches = Batches(floats(96, 3, 8, 8, seed=3), np.random.default_rng(0).integers(0, 5, 96), batch=32)
+    recipe = RECIPES["default"] if not by_batch else replace(RECIPES["default"], restore=True)
+    train(net, imported(model), batches, recipe, Phase(lr=0.05), name="tuning", epochs=2, report=lambda _: None)
+    moved = {name for name, value in vectors.items() if not np.allclose(net.weight(name).detach().numpy(), value, atol=1e-6)}
+    assert moved == {"scale", "shift"} | ({"mean", "var"} if by_batch else set())
 
 
 @pytest.mark.parametrize("chain", [False, True])

@@ -23,7 +23,7 @@ from batude_onnx.budget import Terms, parse_budget
 from batude_onnx.importer import GraphNet, import_graph
 from batude_onnx.loading import load_model
 from batude_onnx.proving import survey
-from batude_onnx.training import compressing, memory, normalisation
+from batude_onnx.training import compressing, memory
 from batude_onnx.training.batches import Augmentation, Batches
 from batude_onnx.training.loop import train
 from batude_onnx.training.precision import native_bfloat16
@@ -38,7 +38,6 @@ def plain_epoch(net: GraphNet, teacher: GraphNet, images: Tensor, labels: Tensor
     """One pass over `images` (N, 3, H, W) bytes."""
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9, nesterov=True, weight_decay=1e-4)
     order = torch.randperm(len(images))
-    net.train()
     teacher.eval()
     for start in range(0, len(images), batch):
         picked = []
@@ -84,9 +83,7 @@ def main(model: Path, samples: int, runs: int, device: str) -> None:
     batches = Batches(pixels, labels, batch=RECIPE.batch, augmentation=Augmentation(SHIFT, True), device=device)
 
     def network() -> GraphNet:
-        net = import_graph(loaded).to(device)
-        normalisation.restore(net, normalisation.restorable(seen.sites), batches.sample(256))
-        return net
+        return import_graph(loaded).to(device)
 
     def teacher() -> GraphNet:
         return import_graph(loaded).to(device).requires_grad_(False)

@@ -130,7 +130,8 @@ def train(
     teacher.eval()
     average = Average(net, phase.average) if phase.average else None
     while done < 1:
-        net.train()
+        # Nothing but BatchNorm acts unlike in training.
+        net.train(recipe.restore)
         total, hits, seen, first = 0.0, 0, 0, step
         for x, labels in batches.shuffled():
             if done >= 1:

@@ -76,7 +76,8 @@ def by_channels(row: Row, watch: Watch, steps: Sequence[float] = (1.0,)) -> str:
     case = open_case(settings, watch, (row.output,))
     prepared, reason = trained.prepare(case, True, watch)
     assert prepared is not None, reason
-    recipe = RECIPES[settings.recipe]
+    # A pruned network is far from the original, and its BatchNorms have lost their statistics.
+    recipe = replace(RECIPES[settings.recipe], restore=True)
     net, teacher = prepared.net, import_graph(load_model(MODEL)).requires_grad_(False)
     normalisation.restore(net, normalisation.restorable(case.seen.sites), prepared.calibration)
 

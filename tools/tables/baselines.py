@@ -93,8 +93,9 @@ class SolvedRules(PlainRules):
         return MeasuredRules(self.sites, self.terms, self.metrics, self.curves).ranks(v)
 
 
-# The default recipe with steps of one length, which is that of its own from a start as far away as these have.
-EVEN = replace(RECIPES["default"], finetune=replace(RECIPES["default"].finetune, far=0.0))
+# The default recipe with steps of one length, which is that of its own from a start as far away as these have, and BatchNorms
+# that go by the batch.
+EVEN = replace(RECIPES["default"], finetune=replace(RECIPES["default"].finetune, far=0.0), restore=True)
 PLAIN = replace(EVEN, measures=False, formats=False, share=0.0, refit=False)
 register(replace(PLAIN, name="std-tucker", rules=UniformRules))
 register(replace(PLAIN, name="vbmf", rules=VbmfRules))

@@ -22,8 +22,9 @@ compressed, proved and scored in onnxruntime, once: the tables on the whole test
 out (`tools/hold_out.py`), with a network that was trained without them. Parameters and MACs are counted in the written file. The
 settings of the default recipe were chosen on these, with one seed each; the baselines fine-tune with the same ones, and take
 whole steps as a start far from the original does.
-`default` solves the ranks once and gives all epochs to the factors; `no-cp` is the same without CP among the methods that may
-factor a layer, and `batude` is that with the first fifth of the epochs given to BC-ADL. *change* is against each one's own
+`default` solves the ranks once and gives all epochs to the factors; `restored` is the same with BatchNorms that go by the batch
+in training, as those of all the others do; `no-cp` is that without CP among the methods that may factor a layer, and `batude` has
+the first fifth of the epochs given to BC-ADL. *change* is against each one's own
 baseline, the paper's against the paper's. A row that has not been run is marked so. Where training raised the loss that it was
 to lower, it was taken back, and *Evidence* says so (of rows run since it is written down). *s* is time on the clock: runs shared
 the machine, and one of admm-tucker stood still for 90 minutes of it.
