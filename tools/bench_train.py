@@ -23,7 +23,7 @@ from batude_onnx.budget import Terms, parse_budget
 from batude_onnx.importer import GraphNet, import_graph
 from batude_onnx.loading import load_model
 from batude_onnx.proving import survey
-from batude_onnx.training import compressing, memory
+from batude_onnx.training import compressing, memory, normalisation
 from batude_onnx.training.batches import Augmentation, Batches
 from batude_onnx.training.loop import train
 from batude_onnx.training.precision import native_bfloat16
@@ -31,13 +31,14 @@ from batude_onnx.training.recipe import RECIPES
 
 SIDE, SHIFT = 32, 4
 # Z is renewed as seldom as in a run of full length, though this one is short.
-RECIPE = replace(RECIPES["default"], least_solves=0)
+RECIPE = replace(RECIPES["batude"], least_solves=0)
 
 
 def plain_epoch(net: GraphNet, teacher: GraphNet, images: Tensor, labels: Tensor, batch: int) -> None:
     """One pass over `images` (N, 3, H, W) bytes."""
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9, nesterov=True, weight_decay=1e-4)
     order = torch.randperm(len(images))
+    net.train()
     teacher.eval()
     for start in range(0, len(images), batch):
         picked = []
@@ -83,7 +84,9 @@ def main(model: Path, samples: int, runs: int, device: str) -> None:
     batches = Batches(pixels, labels, batch=RECIPE.batch, augmentation=Augmentation(SHIFT, True), device=device)
 
     def network() -> GraphNet:
-        return import_graph(loaded).to(device)
+        net = import_graph(loaded).to(device)
+        normalisation.restore(net, normalisation.restorable(seen.sites), batches.sample(256))
+        return net
 
     def teacher() -> GraphNet:
         return import_graph(loaded).to(device).requires_grad_(False)
@@ -97,15 +100,15 @@ def main(model: Path, samples: int, runs: int, device: str) -> None:
     def plain() -> None:
         plain_epoch(nets[0], teachers[0], moved, targets, RECIPE.batch)
 
+    @memory.kept()
     def ours() -> None:
-        with memory.kept():
-            train(nets[1], teachers[1], batches, RECIPE, RECIPE.bcadl, name="plain", epochs=1, report=lambda _: None)
+        train(nets[1], teachers[1], batches, RECIPE, RECIPE.bcadl, name="plain", epochs=1, report=lambda _: None)
 
+    @memory.kept()
     def learning() -> None:
-        with memory.kept():
-            compressing.learn_ranks(
-                nets[2], teachers[2], seen.compressible, batches, RECIPE, rules, metric="params", epochs=1, report=lambda _: None
-            )
+        compressing.learn_ranks(
+            nets[2], teachers[2], seen.compressible, batches, RECIPE, rules, metric="params", epochs=1, report=lambda _: None
+        )
 
     eager, fast, bcadl = minima([plain, ours, learning], runs, device)
     where = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{torch.get_num_threads()} threads"

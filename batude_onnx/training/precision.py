@@ -8,7 +8,7 @@ machine has and measures nothing, so that the same seed gives the same file agai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,12 +37,9 @@ def native_bfloat16(device: str) -> bool:
 def autocast(device: str) -> Iterator[None]:
     """Passes inside run in the fastest arithmetic of `device`. Outputs may be bfloat16."""
     kind, native = torch.device(device).type, native_bfloat16(device)
-    with torch.autocast(kind, torch.bfloat16, enabled=native):
-        if native and kind == "cpu":
-            with _StridedDepthwise():
-                yield
-        else:
-            yield
+    exceptions = _StridedDepthwise() if native and kind == "cpu" else nullcontext()
+    with torch.autocast(kind, torch.bfloat16, enabled=native), exceptions:
+        yield
 
 
 class _StridedDepthwise(TorchFunctionMode):

@@ -132,11 +132,11 @@ FEATURES = tuple(_variant(BASE, f"features-{weight:g}", objective=Objective(feat
 
 # The default recipe with BatchNorms that go by the batch.
 RESTORED = _variant(DEFAULT, "restored", restore=True)
-# The same with one thing changed.
+# The same with steps of one length.
 NEXT = tuple(
-    _variant(EVEN, f"default-turn-{turn:g}", finetune=replace(EVEN.finetune, turn=turn)) for turn in (0.0015, 0.003, 0.006)
-)
-THIRD = _variant(EVEN, "default-turn-0.00095", finetune=replace(EVEN.finetune, turn=0.00095))
+    _variant(EVEN, f"default-turn-{turn:g}", finetune=replace(EVEN.finetune, turn=turn))
+    for turn in (0.00095, 0.0015, 0.003, 0.006)
+)  # fmt: skip
 MORE = (
     _variant(DEFAULT, "default-features-1", objective=Objective(features=1.0)),
     _variant(DEFAULT, "default-batch-64", batch=64),
@@ -147,7 +147,7 @@ GROUPS = (
     Group("Re-fitting, nothing trained, 600 images", (NO_REFIT, "no-cp"), 0.0, limit=600),
     Group("Methods that factor a layer, nothing trained, 600 images", (ONE_METHOD, "no-cp", "default"), 0.0, limit=600),
     Group("Ranks as they come, or suited to the runtime's block of channels", (SUITED, "no-cp"), 2.0),
-    Group("Methods that factor a layer, after training", (ONE_METHOD, "no-cp", THIRD), 2.0),
+    Group("Methods that factor a layer, after training", (ONE_METHOD, "no-cp", NEXT[0]), 2.0),
     Group("Part of the epochs that goes to BC-ADL", ("no-cp", *SHARES), 2.0),
     Group("Part of the epochs that goes to BC-ADL, at 6.8x", ("no-cp", *SHARES), 5.0, budget="6.8x"),
     Group("Distillation of what the layers receive: weight", ("no-cp", *FEATURES), 2.0),
@@ -159,9 +159,9 @@ GROUPS = (
     Group("The default recipe, and the same with BatchNorms that go by the batch", ("default", RESTORED), 2.0),
     Group("The default recipe, and the same with BatchNorms that go by the batch", ("default", RESTORED), 10.0, (0,)),
     Group("The default recipe, and with BatchNorms that go by the batch, at 6.8x", ("default", RESTORED), 5.0, budget="6.8x"),
-    Group("The latter with steps of one length", (THIRD, *NEXT), 2.0),
-    Group("The latter with steps of one length", NEXT[:2], 10.0, (0,)),
-    Group("The latter with steps of one length, at 6.8x", (RESTORED, NEXT[0]), 5.0, (0,), budget="6.8x"),
+    Group("The latter with steps of one length", NEXT, 2.0),
+    Group("The latter with steps of one length", NEXT[1:3], 10.0, (0,)),
+    Group("The latter with steps of one length, at 6.8x", (RESTORED, NEXT[1]), 5.0, (0,), budget="6.8x"),
     Group("The default recipe itself with one thing changed, at 6.8x", ("default", *MORE), 5.0, budget="6.8x"),
     Group("Rates of a baseline, which starts from plain factors", ("std-tucker", *FAR), 2.0, (0,)),
     Group("BatchNorm restored, or folded as in the file", (_variant(BASE, "folded", restore=False), "no-cp"), 2.0),
