@@ -28,7 +28,7 @@ from batude_onnx.proving import Feeds, batch_of, outputs_of
 from batude_onnx.records import FloatArray, Judged, RankPlan, Site, TrainResult
 from batude_onnx.settings import Watch
 from batude_onnx.trainable import imported, listed, trained
-from batude_onnx.training import compressing, judging, memory, normalisation, planning, refit, sensitivity, statistics
+from batude_onnx.training import compressing, judging, memory, normalisation, planning, refit, sensitivity, statistics, stride
 from batude_onnx.training.batches import Augmentation, Batches, takes_any_batch
 from batude_onnx.training.loop import train
 from batude_onnx.training.planning import Planned
@@ -141,11 +141,11 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
             metrics = statistics.collect_metrics(net, sites, prepared.moments, settings.seed) if recipe.measures else {}
     _factored(case, prepared, plan, metrics, watch)
     if epochs:
-        # Both networks are run three times.
-        trial = batches.trial(_affordable(case, 6.0, JUDGED_LEAST, JUDGED), settings.seed + 3)
-        phase = recipe.finetune
-        if phase.far:
-            phase = phase.from_distance(judging.distance_of(net, teacher, trial))
+        # Both networks are run twice.
+        trial = batches.trial(_affordable(case, 4.0, JUDGED_LEAST, JUDGED), settings.seed + 3)
+        steps = max(1, round((epochs - learning) * len(batches)))
+        share = stride.share_of(net, teacher, batches, recipe, recipe.finetune, steps=steps, keys=keys)
+        phase = recipe.finetune.times(share)
         tuned, judged = judging.kept_if_better(
             net, teacher, trial, recipe.objective,
             lambda: train(

@@ -35,13 +35,6 @@ def test_longer_runs_may_go_faster() -> None:
     assert phase.rate(0.0, 0, 10 * LONGEST) == phase.rate(0.0, 0, LONGEST)
 
 
-def test_a_start_that_is_near_takes_shorter_steps() -> None:
-    phase = Phase(lr=0.01, turn=0.004, far=0.2)
-    assert [phase.from_distance(distance).turn for distance in (0.05, 0.2, 3.0)] == pytest.approx([0.001, 0.004, 0.004])
-    assert phase.from_distance(0.05).lr == phase.lr
-    assert Phase(lr=0.01, turn=0.004).from_distance(0.0).turn == 0.004
-
-
 def test_a_layer_is_factored_by_what_the_recipe_can_use() -> None:
     """BC-ADL projects again and again, which must be cheap; a recipe without formats knows one method."""
     layer, default = site("y", (12, 10, 3, 3)), RECIPES["default"]

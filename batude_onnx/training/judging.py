@@ -9,7 +9,6 @@ made the network more accurate.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import sqrt
 from typing import TypeVar
 
 import torch
@@ -19,10 +18,6 @@ from batude_onnx.importer import GraphNet
 from batude_onnx.records import Judged
 from batude_onnx.training.loop import step_of
 from batude_onnx.training.losses import Objective
-from batude_onnx.training.statistics import is_classifier, logits_of
-
-# What a squared norm is at least.
-LEAST = 1e-12
 
 Told = TypeVar("Told")
 Trial = Sequence[tuple[Tensor, "Tensor | None"]]
@@ -34,27 +29,6 @@ def loss_of(net: GraphNet, teacher: GraphNet, trial: Trial, objective: Objective
     teacher.eval()
     with torch.no_grad():
         return sum(float(step_of(net, teacher, objective, x, labels)[0]) for x, labels in trial) / len(trial)
-
-
-def distance_of(net: GraphNet, teacher: GraphNet, trial: Trial) -> float:
-    """The norm of what lies between the outputs of both, as a share of that of the teacher's; logits without what all of a row
-    have in common, since no answer depends on it."""
-    net.eval()
-    teacher.eval()
-    apart, whole = 0.0, 0.0
-    with torch.no_grad():
-        for x, _ in trial:
-            found, wanted = net(x), teacher(x)
-            if is_classifier(wanted):
-                logits = (logits_of(found[0]), logits_of(wanted[0]))
-                found, wanted = ((each - each.mean(1, keepdim=True),) for each in logits)
-            for ours, theirs in zip(found, wanted, strict=True):
-                if not theirs.is_floating_point():
-                    continue
-                known = theirs.isfinite() & ours.isfinite()
-                apart += float((ours - theirs)[known].float().square().sum())
-                whole += float(theirs[known].float().square().sum())
-    return sqrt(apart / max(whole, LEAST))
 
 
 def kept_if_better(

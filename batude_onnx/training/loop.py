@@ -14,7 +14,7 @@ from batude_onnx.importer import GraphNet
 from batude_onnx.training.averaging import Average
 from batude_onnx.training.batches import Batches
 from batude_onnx.training.losses import Objective
-from batude_onnx.training.optimizers import optimizers
+from batude_onnx.training.optimizers import at_rate, optimizers
 from batude_onnx.training.precision import autocast
 from batude_onnx.training.recipe import Phase, Recipe
 from batude_onnx.training.statistics import is_classifier
@@ -136,10 +136,7 @@ def train(
         for x, labels in batches.shuffled():
             if done >= 1:
                 break
-            rate = phase.rate(done, step / len(batches), steps)
-            for mover in movers:
-                for group in mover.param_groups:
-                    group["lr"] = rate * group["scale"]
+            at_rate(movers, phase.rate(done, step / len(batches), steps))
             hooks.before(step, done)
             loss, outputs, target = step_of(net, teacher, recipe.objective, x, labels, keys)
             net.zero_grad(set_to_none=True)

@@ -77,3 +77,10 @@ def optimizers(
     else:
         plain.append({"params": weights, "weight_decay": decay, "scale": 1.0})
     return [*made, torch.optim.SGD(plain, lr=rate, momentum=momentum, nesterov=nesterov)]
+
+
+def at_rate(movers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Set the rate of all `movers`, each group of parameters at its scale."""
+    for mover in movers:
+        for group in mover.param_groups:
+            group["lr"] = rate * group["scale"]

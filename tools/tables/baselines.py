@@ -1,7 +1,7 @@
 """What the default recipe is held against. Importing this registers the recipes under their names in the tables.
 
-All of them fine-tune as the default recipe does, so that nothing but the way to the ranks and the factors differs. Plain factors
-start farther from the original, but want no larger steps: see the ablations.
+All of them fine-tune as the default recipe does from a start as far away as theirs, but for BatchNorms, which go by the batch.
+Plain factors start farther from the original than others, but want no larger steps: see the ablations.
 """
 
 from __future__ import annotations
@@ -93,9 +93,8 @@ class SolvedRules(PlainRules):
         return MeasuredRules(self.sites, self.terms, self.metrics, self.curves).ranks(v)
 
 
-# The default recipe with steps of one length, which is that of its own from a start as far away as these have, and BatchNorms
-# that go by the batch.
-EVEN = replace(RECIPES["default"], finetune=replace(RECIPES["default"].finetune, far=0.0), restore=True)
+# The default recipe with steps of one length, whatever the start bears, and BatchNorms that go by the batch.
+EVEN = replace(RECIPES["default"], finetune=replace(RECIPES["default"].finetune, within=0.0), restore=True)
 PLAIN = replace(EVEN, measures=False, formats=False, share=0.0, refit=False)
 register(replace(PLAIN, name="std-tucker", rules=UniformRules))
 register(replace(PLAIN, name="vbmf", rules=VbmfRules))

@@ -21,13 +21,13 @@ Rendered from `results/*.json` by `make tables-render`; no figure is typed by ha
 compressed, proved and scored in onnxruntime, once: the tables on the whole test set, the ablations on 5,000 training images held
 out (`tools/hold_out.py`), with a network that was trained without them. Parameters and MACs are counted in the written file. The
 settings of the default recipe were chosen on these, with one seed each; the baselines fine-tune with the same ones, and take
-whole steps as a start far from the original does.
-`default` solves the ranks once and gives all epochs to the factors; `restored` is the same with BatchNorms that go by the batch
-in training, as those of all the others do; `no-cp` is that without CP among the methods that may factor a layer, and `batude` has
-the first fifth of the epochs given to BC-ADL. *change* is against each one's own baseline, the paper's against the paper's. A row
-that has not been run is marked so. Where training raised the loss that it was to lower, it was taken back, and *Evidence* says so
-(of rows run since it is written down). *s* is time on the clock: runs shared the machine, and one of admm-tucker stood still for
-90 minutes of it.
+whole steps, as the default does from a start far from the original.
+`default` solves the ranks once and gives all epochs to the factors; `restored` is the same with whole steps and with BatchNorms
+that go by the batch in training, as those of all the others do; `no-cp` is that without CP among the methods that may factor a
+layer, and `batude` has the first fifth of the epochs given to BC-ADL. *change* is against each one's own baseline, the paper's
+against the paper's. A row that has not been run is marked so. Where training raised the loss that it was to lower, it was taken
+back, and *Evidence* says so (of rows run since it is written down). *s* is time on the clock: runs shared the machine, and one of
+admm-tucker stood still for 90 minutes of it.
 """
 
 
@@ -182,7 +182,7 @@ def render(results: Results) -> str:
         "## Super-resolution: distilled from patches, no ground truth\n", _pictures(results),
         f"## Ablations: {MODELS[MODEL].title}, {BUDGET} parameters where no other budget stands\n",
         "`no-cp` with one thing changed (`tools/tables/variants.py`), on the held-out images; `restored` and\n"
-        "`default` factor layers by CP, too, and take shorter steps from a near start.\n",
+        "`default` factor layers by CP, too, and `default` takes steps as long as its start bears.\n",
         *(_ablation(results, group) for group in GROUPS),
         "## Evidence\n", _evidence(results),
     ])  # fmt: skip

@@ -77,7 +77,7 @@ PAPER = (
     Target("resnet32-c100", "5.2x", 68.10, 66.96),
 )
 
-METHODS = ("std-tucker", "vbmf", "admm-tucker", "paper", "batude", "no-cp", "restored", "default")
+METHODS = ("std-tucker", "vbmf", "admm-tucker", "paper", "batude", "no-cp", "default")
 # The default recipe, and the same as it was before layers could be factored by CP and BatchNorms kept their statistics.
 DEFAULTS = ("default", "no-cp")
 SHORT, LONG = 10.0, 40.0

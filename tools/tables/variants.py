@@ -1,8 +1,8 @@
 """The ablations: a recipe with one thing changed. Importing this registers each variant as a recipe.
 
-That recipe is the default one as it was before layers could be factored by CP, steps were shorter for a near start and BatchNorms
-kept their statistics, `no-cp`; what these add has groups of its own. They run on a network that was trained without the held-out
-images (`models/resnet20-cifar10-dev.onnx`) and are scored on those.
+That recipe is the default one as it was before layers could be factored by CP, steps were as long as the start bears and
+BatchNorms kept their statistics, `no-cp`; what these add has groups of its own. They run on a network that was trained without
+the held-out images (`models/resnet20-cifar10-dev.onnx`) and are scored on those.
 """
 
 from __future__ import annotations
@@ -130,12 +130,12 @@ SUITED = _variant(BASE, "suited-to-runtime")
 
 FEATURES = tuple(_variant(BASE, f"features-{weight:g}", objective=Objective(features=weight)) for weight in (1.0, 10.0))
 
-# The default recipe with BatchNorms that go by the batch.
-RESTORED = _variant(DEFAULT, "restored", restore=True)
-# The same with steps of one length.
-NEXT = tuple(
-    _variant(EVEN, f"default-turn-{turn:g}", finetune=replace(EVEN.finetune, turn=turn))
-    for turn in (0.00095, 0.0015, 0.003, 0.006)
+# The default recipe with BatchNorms that go by the batch and with steps of one length, whatever the start bears.
+RESTORED = _variant(EVEN, "restored")
+NEXT = tuple(_variant(EVEN, f"restored-turn-{turn:g}", finetune=replace(EVEN.finetune, turn=turn)) for turn in (0.00095, 0.0015))
+# Peaks as other shares of the longest steps that the start bears; 0 does not ask.
+WITHIN = tuple(
+    _variant(DEFAULT, f"within-{share:g}", finetune=replace(DEFAULT.finetune, within=share)) for share in (0.0, 0.25, 1.0)
 )  # fmt: skip
 MORE = (
     _variant(DEFAULT, "default-features-1", objective=Objective(features=1.0)),
@@ -156,12 +156,11 @@ GROUPS = (
     Group("Methods that factor a layer, at 6.8x", (ONE_METHOD, "no-cp", RESTORED), 5.0, budget="6.8x"),
     Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("no-cp", *TURNS[:2], *SGD), 2.0),
     Group("Orthogonal steps, at 6.8x", ("no-cp", *TURNS), 5.0, budget="6.8x"),
-    Group("The default recipe, and the same with BatchNorms that go by the batch", ("default", RESTORED), 2.0),
-    Group("The default recipe, and the same with BatchNorms that go by the batch", ("default", RESTORED), 10.0, (0,)),
-    Group("The default recipe, and with BatchNorms that go by the batch, at 6.8x", ("default", RESTORED), 5.0, budget="6.8x"),
-    Group("The latter with steps of one length", NEXT, 2.0),
-    Group("The latter with steps of one length", NEXT[1:3], 10.0, (0,)),
-    Group("The latter with steps of one length, at 6.8x", (RESTORED, NEXT[1]), 5.0, (0,), budget="6.8x"),
+    Group("Share of the longest steps that the start bears (default 0.5; 0: not asked)", ("default", *WITHIN), 2.0),
+    Group("Share of the longest steps that the start bears, at 6.8x", ("default", *WITHIN), 5.0, (0,), budget="6.8x"),
+    Group("The default recipe, and with BatchNorms by the batch, whole steps and two lengths", ("default", RESTORED, *NEXT), 2.0),
+    Group("The default recipe, and with BatchNorms by the batch", ("default", RESTORED, NEXT[1]), 10.0, (0,)),
+    Group("The default recipe, and with BatchNorms by the batch, at 6.8x", ("default", RESTORED, NEXT[1]), 5.0, budget="6.8x"),
     Group("The default recipe itself with one thing changed, at 6.8x", ("default", *MORE), 5.0, budget="6.8x"),
     Group("Rates of a baseline, which starts from plain factors", ("std-tucker", *FAR), 2.0, (0,)),
     Group("BatchNorm restored, or folded as in the file", (_variant(BASE, "folded", restore=False), "no-cp"), 2.0),
