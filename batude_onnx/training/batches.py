@@ -7,6 +7,7 @@ random comes from one `torch.Generator`, so that a run can be resumed at any epo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +95,15 @@ class Batches:
         order = torch.randperm(len(self.inputs), generator=self.generator).to(self.inputs.device)
         for k in range(len(self)):
             yield self._prepare(order[k * self.batch : (k + 1) * self.batch], self.generator)
+
+    @contextmanager
+    def undrawn(self) -> Iterator[None]:
+        """What is drawn inside of it will be drawn again."""
+        state = self.generator.get_state()
+        try:
+            yield
+        finally:
+            self.generator.set_state(state)
 
     def sample(self, count: int, seed: int = 0) -> list[Tensor]:
         """The inputs of `count` samples drawn at random (all of them where there are fewer), as they are, in batches."""

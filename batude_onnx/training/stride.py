@@ -8,8 +8,7 @@ they may be is found by trying: on a copy, steps grow from very short ones in a 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain, islice, repeat
 
 import torch
@@ -45,7 +44,7 @@ def share_of(
     teacher.eval()
     movers = optimizers(moved, phase.lr, phase.turn, recipe.momentum, recipe.nesterov, recipe.weight_decay)
     borne, ratio, losses = SHORTEST, 1.0, [0.0, 0.0]
-    with _undrawn(batches):
+    with batches.undrawn():
         for k, (x, labels) in enumerate(islice(chain.from_iterable(batches.shuffled() for _ in repeat(None)), tried)):
             now = SHORTEST ** (1 - k / (tried - 1))
             loss, *_ = step_of(moved, teacher, recipe.objective, x, labels, keys)
@@ -65,13 +64,3 @@ def share_of(
             if ratio <= 1.0:
                 borne = now
     return min(1.0, borne)
-
-
-@contextmanager
-def _undrawn(batches: Batches) -> Iterator[None]:
-    """What is drawn from `batches` here will be drawn again."""
-    state = batches.generator.get_state()
-    try:
-        yield
-    finally:
-        batches.generator.set_state(state)

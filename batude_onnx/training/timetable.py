@@ -33,18 +33,18 @@ class Timetable:
 
 def seconds_per_epoch(net: GraphNet, teacher: GraphNet, batches: Batches, recipe: Recipe, keys: Sequence[str]) -> float:
     """The time of a pass over the data, from a few mini-batches on a copy of `net`; data come in the same order afterwards."""
-    trial, state = copy.deepcopy(net).train(), batches.generator.get_state()
+    trial = copy.deepcopy(net).train(recipe.restore)
     channels_last(trial)
     channels_last(teacher)
     teacher.eval()
     times = []
-    for x, labels in islice(batches.shuffled(), TIMED):
-        began = time.monotonic()
-        loss, *_ = step_of(trial, teacher, recipe.objective, x, labels, keys)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        times.append(time.monotonic() - began)
-    batches.generator.set_state(state)
+    with batches.undrawn():
+        for x, labels in islice(batches.shuffled(), TIMED):
+            began = time.monotonic()
+            loss, *_ = step_of(trial, teacher, recipe.objective, x, labels, keys)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            times.append(time.monotonic() - began)
     # The first one also pays for memory and for kernels being chosen.
     return len(batches) * min(times)
