@@ -182,7 +182,7 @@ def render(results: Results) -> str:
         "## Super-resolution: distilled from patches, no ground truth\n", _pictures(results),
         f"## Ablations: {MODELS[MODEL].title}, {BUDGET} parameters where no other budget stands\n",
         "`no-cp` with one thing changed (`tools/tables/variants.py`), on the held-out images; `restored` and\n"
-        "`default` factor layers by CP, too, and `default` takes steps as long as its start bears.\n",
+        "`default` factor layers by CP, too, and `default` and what is named after it take steps as long as their start bears.\n",
         *(_ablation(results, group) for group in GROUPS),
         "## Evidence\n", _evidence(results),
     ])  # fmt: skip

@@ -1,7 +1,7 @@
 """The ablations: a recipe with one thing changed. Importing this registers each variant as a recipe.
 
-That recipe is the default one as it was before layers could be factored by CP, steps were as long as the start bears and
-BatchNorms kept their statistics, `no-cp`; what these add has groups of its own. They run on a network that was trained without
+Most change the default recipe as it was before layers could be factored by CP, steps were as long as the start bears and
+BatchNorms kept their statistics, `no-cp`; what these add has groups of its own. All run on a network that was trained without
 the held-out images (`models/resnet20-cifar10-dev.onnx`) and are scored on those.
 """
 
@@ -137,6 +137,16 @@ NEXT = tuple(_variant(EVEN, f"restored-turn-{turn:g}", finetune=replace(EVEN.fin
 WITHIN = tuple(
     _variant(DEFAULT, f"within-{share:g}", finetune=replace(DEFAULT.finetune, within=share)) for share in (0.0, 0.25, 1.0)
 )  # fmt: skip
+# The default recipe as it is, with one thing changed.
+CHANGED = (
+    _variant(DEFAULT, "default-without-cp", without=("cp",)),
+    _variant(DEFAULT, "default-by-the-batch", restore=True),
+    _variant(DEFAULT, "default-bc-adl", share=0.2),
+    _variant(DEFAULT, "default-sgd", finetune=replace(DEFAULT.finetune, turn=0.0)),
+    _variant(DEFAULT, "default-labels-only", objective=Objective(distill=0.0)),
+    _variant(DEFAULT, "default-no-average", finetune=replace(DEFAULT.finetune, average=0.0)),
+    _variant(DEFAULT, "default-no-refit", refit=False),
+)
 MORE = (
     _variant(DEFAULT, "default-features-1", objective=Objective(features=1.0)),
     _variant(DEFAULT, "default-batch-64", batch=64),
@@ -156,6 +166,7 @@ GROUPS = (
     Group("Methods that factor a layer, at 6.8x", (ONE_METHOD, "no-cp", RESTORED), 5.0, budget="6.8x"),
     Group("Orthogonal steps, and SGD at three peaks (for 1,000 steps)", ("no-cp", *TURNS[:2], *SGD), 2.0),
     Group("Orthogonal steps, at 6.8x", ("no-cp", *TURNS), 5.0, budget="6.8x"),
+    Group("The default recipe itself with one thing changed", ("default", *CHANGED), 2.0),
     Group("Share of the longest steps that the start bears (default 0.5; 0: not asked)", ("default", *WITHIN), 2.0),
     Group("Share of the longest steps that the start bears, at 6.8x", ("default", *WITHIN), 5.0, (0,), budget="6.8x"),
     Group("The default recipe, and with BatchNorms by the batch, whole steps and two lengths", ("default", RESTORED, *NEXT), 2.0),
