@@ -38,7 +38,7 @@ def share_of(
         return 1.0
     longest = phase.peak(steps) / phase.within
     tried = max(TRIED_LEAST, min(TRIED, round(PART * steps)))
-    moved, start = copy.deepcopy(net).train(recipe.restore), copy.deepcopy(net).eval()
+    moved, start = (copy.deepcopy(net).train(recipe.restore) for _ in range(2))
     for each in (moved, start, teacher):
         channels_last(each)
     teacher.eval()
