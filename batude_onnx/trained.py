@@ -143,7 +143,7 @@ def finish(case: Case, prepared: Prepared, watch: Watch, began: float) -> tuple[
     if epochs:
         # Both networks are run twice.
         trial = batches.trial(_affordable(case, 4.0, JUDGED_LEAST, JUDGED), settings.seed + 3)
-        steps = max(1, round((epochs - learning) * len(batches)))
+        steps = batches.steps_in(epochs - learning)
         share = stride.share_of(net, teacher, batches, recipe, recipe.finetune, steps=steps, keys=keys)
         phase = recipe.finetune.times(share)
         tuned, judged = judging.kept_if_better(

@@ -77,6 +77,10 @@ class Batches:
         """Batches in one epoch of `shuffled` (the last, smaller one is left out when there is more than one)."""
         return max(1, len(self.inputs) // self.batch)
 
+    def steps_in(self, epochs: float) -> int:
+        """The mini-batches of a run of so many epochs, at least one."""
+        return max(1, round(epochs * len(self)))
+
     @property
     def samples(self) -> int:
         return len(self.inputs)

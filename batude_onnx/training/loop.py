@@ -121,7 +121,7 @@ def train(
     steps or in time. Raises TrainingError when the loss stops being finite.
     """
     hooks = hooks or Hooks()
-    steps, done = max(1, round(epochs * len(batches))), 0.0
+    steps, done = batches.steps_in(epochs), 0.0
     movers = optimizers(net, phase.lr, phase.turn, recipe.momentum, recipe.nesterov, recipe.weight_decay)
     history: list[Mapping[str, float | int | str]] = []
     step, began = 0, time.monotonic()

@@ -43,7 +43,7 @@ def share_of(
         channels_last(each)
     teacher.eval()
     movers = optimizers(moved, phase.lr, phase.turn, recipe.momentum, recipe.nesterov, recipe.weight_decay)
-    borne, ratio, losses = SHORTEST, 1.0, [0.0, 0.0]
+    borne, losses = SHORTEST, [0.0, 0.0]
     with batches.undrawn():
         for k, (x, labels) in enumerate(islice(chain.from_iterable(batches.shuffled() for _ in repeat(None)), tried)):
             now = SHORTEST ** (1 - k / (tried - 1))
@@ -63,4 +63,4 @@ def share_of(
                 break
             if ratio <= 1.0:
                 borne = now
-    return min(1.0, borne)
+    return borne
